@@ -1,0 +1,65 @@
+# `make demo` and `make test` do all the set-up; the rest is for working on Insitu.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+ACCEPTANCE := ../shared/acceptance
+
+.PHONY: demo lab test test-all check fix bench size picture clean
+
+# Run the main job on the demo model: print what it found, write demo.html.
+demo: $(VENV)/lab
+	$(BIN)/python -m insitu demo --html demo.html
+	@echo; echo "Next: make lab opens the quickstart notebook in JupyterLab."
+
+lab: $(VENV)/lab
+	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+# The specification, the notebooks, and the acceptance suite where it is there.
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -W default notebooks
+	@if [ -d $(ACCEPTANCE) ]; then \
+	  ACCEPTANCE_XFAIL=tests/acceptance_xfail.txt \
+	  $(BIN)/python -m pytest -W default --rootdir=$(ACCEPTANCE) -p no:cacheprovider -q $(ACCEPTANCE); \
+	fi
+
+# Everything, the slow stress, soak and browser tests too.
+test-all: test
+	$(BIN)/python -m pytest -m "slow and not gpu and not network"
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/size.py --check
+
+fix: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+size: $(VENV)/dev
+	$(BIN)/python tools/size.py
+
+# Against raw hooks and nnsight, which is installed for this alone, in an environment of its own.
+bench: .venv-bench/done
+	.venv-bench/bin/python benchmarks/overhead.py
+
+INSTALL = $(PYTHON) -m venv $(1) && $(1)/bin/pip install --disable-pip-version-check -q -c constraints.txt
+
+$(VENV)/lab: pyproject.toml constraints.txt
+	$(call INSTALL,$(VENV)) torch -e ".[lab]"
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt
+	$(call INSTALL,$(VENV)) torch -e ".[lab,dev]"
+	@touch $@ $(VENV)/lab
+
+.venv-bench/done: pyproject.toml constraints.txt
+	$(call INSTALL,.venv-bench) torch -e ".[bench]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-bench demo.html build dist

@@ -1,0 +1,245 @@
+"""What reading and writing twelve layers costs, beside raw hooks and nnsight, in one process.
+
+    python benchmarks/overhead.py [--rounds 40] [--json FILE]
+
+One thread, random weights, medians of interleaved rounds; before anything is timed, every way must
+give the numbers of the bare forward (or of the raw hooks' edit). Figures are µs over the bare
+forward of the same round.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import insitu
+
+Way = Callable[[], Any]
+
+
+@dataclass
+class Subject:
+    """A model, its input, and how often one timing repeats it."""
+
+    name: str
+    module: torch.nn.Module
+    inputs: dict[str, Any]
+    layers: list[torch.nn.Module]
+    paths: str
+    repeat: int
+
+    def forward(self) -> Any:
+        return self.module(**self.inputs)
+
+
+def mlp() -> Subject:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(12)))
+    return Subject("12-layer MLP", net, {"input": torch.rand(1, 32)}, list(net), "", 200)
+
+
+def gpt2(width: int, heads: int, vocabulary: int, tokens: int, name: str, repeat: int) -> Subject:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=12, n_embd=width, n_head=heads, vocab_size=vocabulary, n_positions=128, use_cache=False,
+        bos_token_id=0, eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    ids = torch.randint(0, vocabulary, (1, tokens))
+    return Subject(name, model, {"input_ids": ids}, list(model.transformer.h), "transformer.h", repeat)
+
+
+def subjects(quick: bool) -> list[Subject]:
+    small = gpt2(48, 4, 200, 8, "GPT-2 shape, narrow", 30)
+    return [mlp(), small] if quick else [mlp(), small, gpt2(768, 12, 50257, 64, "GPT-2, full size", 1)]
+
+
+def hooked(subject: Subject, edit: bool) -> Way:
+    """Raw hooks, registered and removed around each forward."""
+
+    def run() -> Any:
+        seen: list[Any] = []
+
+        def hook(_module: Any, _args: Any, output: Any) -> Any:
+            if edit:
+                return _scaled(output)
+            seen.append(output)
+            return None
+
+        handles = [layer.register_forward_hook(hook) for layer in subject.layers]
+        try:
+            output = subject.forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return output, seen
+
+    return run
+
+
+def _scaled(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (output[0] * 1.5, *output[1:])
+    return output * 1.5
+
+
+def blocks(model: Any, subject: Subject) -> Any:
+    """The wrapped modules of the layers."""
+    return model.transformer.h if subject.paths else model
+
+
+def traced(model: Any, subject: Subject, action: str) -> Way:
+    """The same through insitu or nnsight: both are written alike."""
+    inputs = tuple(subject.inputs.values()) if not subject.paths else ()
+    named = subject.inputs if subject.paths else {}
+    keep = importlib.import_module(type(model).__module__.partition(".")[0]).save
+
+    def empty() -> Any:
+        with model.trace(*inputs, **named):
+            pass
+
+    def read() -> Any:
+        with model.trace(*inputs, **named):
+            seen = keep(list())
+            layers = blocks(model, subject)
+            for i in range(12):
+                seen.append(layers[i].output)
+            output = keep(model.output)
+        return output, seen
+
+    def only_read() -> Any:
+        with model.trace(*inputs, **named):
+            seen = keep(list())
+            layers = blocks(model, subject)
+            for i in range(12):
+                seen.append(layers[i].output)
+        return seen
+
+    def write() -> Any:
+        with model.trace(*inputs, **named):
+            layers = blocks(model, subject)
+            for i in range(12):
+                layers[i].output = _scaled(layers[i].output)
+
+    def write_and_output() -> Any:
+        with model.trace(*inputs, **named):
+            layers = blocks(model, subject)
+            for i in range(12):
+                layers[i].output = _scaled(layers[i].output)
+            output = keep(model.output)
+        return output, []
+
+    return {"empty": empty, "read": only_read, "write": write, "check read": read, "check write": write_and_output}[action]
+
+
+def wrappers(subject: Subject) -> dict[str, Any]:
+    found: dict[str, Any] = {"insitu": insitu.NNsight(subject.module)}
+    if importlib.util.find_spec("nnsight"):
+        import nnsight
+
+        found["nnsight"] = nnsight.NNsight(subject.module)
+    return found
+
+
+def check_equal(subject: Subject, models: dict[str, Any]) -> None:
+    """The gate: every way gives the raw forward's numbers."""
+    bare, (read, seen), (edited, _) = subject.forward(), hooked(subject, False)(), hooked(subject, True)()
+    for name, model in models.items():
+        output, got = traced(model, subject, "check read")()
+        assert torch.equal(_tensor(output), _tensor(bare)), f"{name}: reading changed the output"
+        assert all(torch.equal(_tensor(a), _tensor(b)) for a, b in zip(got, seen, strict=True)), name
+        output, _ = traced(model, subject, "check write")()
+        assert torch.equal(_tensor(output), _tensor(edited)), f"{name}: the edit differs from hooks"
+    assert torch.equal(_tensor(read), _tensor(bare))
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    if hasattr(value, "logits"):
+        return value.logits
+    return value[0] if isinstance(value, tuple) else value
+
+
+def once(way: Way, repeat: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeat):
+        way()
+    return (time.perf_counter() - start) / repeat * 1e6
+
+
+def measure(subject: Subject, rounds: int) -> dict[str, Any]:
+    """Median µs over the bare forward, the ways taking turns within each round."""
+    models = wrappers(subject)
+    check_equal(subject, models)
+    ways: dict[str, Way] = {"raw hooks, 12 reads": hooked(subject, False), "raw hooks, 12 writes": hooked(subject, True)}
+    for name, model in models.items():
+        for action in ("empty", "read", "write"):
+            ways[f"{name}, {action if action == 'empty' else '12 ' + action + 's'}"] = traced(model, subject, action)
+
+    def bare_writes() -> None:
+        subject.forward()
+
+    bare, over = [], {name: [] for name in ways}
+    for way in ways.values():
+        once(way, max(subject.repeat // 10, 1))
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            order = list(ways.items())
+            order = order[number % len(order):] + order[: number % len(order)]
+            for name, way in order:
+                base = once(bare_writes, subject.repeat)
+                bare.append(base)
+                over[name].append(once(way, subject.repeat) - base)
+            gc.collect()
+    finally:
+        gc.enable()
+    return {
+        "subject": subject.name,
+        "bare_us": round(statistics.median(bare), 1),
+        "over_us": {name: round(statistics.median(values), 1) for name, values in over.items()},
+        "min_us": {name: round(min(values), 1) for name, values in over.items()},
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = []
+    for result in results:
+        bare = result["bare_us"]
+        lines += [f"\n{result['subject']}: bare forward {bare:,.0f} µs", f"  {'':24}{'µs over bare':>14}{'minimum':>10}{'% of bare':>11}"]
+        for name, value in result["over_us"].items():
+            lines.append(f"  {name:24}{value:14,.1f}{result['min_us'][name]:10,.1f}{100 * value / bare:11.1f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--quick", action="store_true", help="leave the full-size model out")
+    parser.add_argument("--json", help="write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        results = [measure(subject, options.rounds) for subject in subjects(options.quick)]
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("transformers", "greenlet", "nnsight"):
+        if importlib.util.find_spec(package):
+            versions[package] = importlib.metadata.version(package)
+    print(" · ".join(f"{k} {v}" for k, v in versions.items()), table(results))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"versions": versions, "results": results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Arming modules: a wrapper around `forward`, put into the instance and taken out again.
+
+    run.arm_output(node, node._module)   # the pass can stop at what the module returns
+    run.arm_input(node)                  # … at its arguments too, and its call can be skipped
+    run.disarm()
+
+Why not torch's forward hooks: a module that has any takes the long way through `nn.Module.__call__`
+(0.8 µs), and registering one builds a handle with weak references (1 µs). An entry in the instance's
+`__dict__` costs 0.3 µs in all, so that reading a module is no dearer than a raw hook although two
+coroutines change places for it. It also sees modules whose `.forward` is called directly. Modules
+that carry forward hooks of the user's are armed with a hook after those, since what they return is
+the last hook's word.
+
+A running module was looked up when it was entered, so a module's ancestors are armed with it: one
+asked for later, while it is already running, still answers.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from insitu.engine.modes import swap
+from insitu.engine.switch import Exit, getcurrent
+
+Forward = Callable[..., Any]
+
+_grad = torch.is_grad_enabled
+_inference = torch.is_inference_mode_enabled
+_autocast = torch._C._is_any_autocast_enabled
+_functions = torch._C._len_torch_function_stack
+_dispatches = torch._C._len_torch_dispatch_stack
+
+_lock = threading.Lock()
+_new_key = itertools.count(-1, -1).__next__  # torch's own hook handles count upwards
+
+
+class Node(Protocol):
+    """What the engine needs to know of a wrapped module."""
+
+    _module: nn.Module
+    _parent: Any
+    _name: str
+    _root: Any
+    _place: tuple[nn.Module | None, dict[str, Any], str]
+    _extras: dict[str, nn.Module]
+
+    @property
+    def _path(self) -> str: ...
+    def _refresh(self) -> None: ...
+
+
+def _output_only(run: Any, module: nn.Module, forward: Forward) -> Forward:
+    """The short wrapper: stops, when wanted, at what `forward` returned."""
+
+    def forward_and_stop(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        if run.want_output is not module or getcurrent() is not run.worker:
+            return output
+        run.want_output = run.at_input = None
+        run.at_output = module
+        run.args = args
+        run.kwargs = kwargs
+        run.value = output
+        # The fast half of modes.swap, written out: this is the hottest line of the engine.
+        grad = _grad()
+        if grad is run.block_modes and not (_inference() or _autocast() or _functions() or _dispatches()):
+            run.model_modes = grad
+        else:
+            run.model_modes = swap(run.block_modes)
+        run.to_block()
+        if run.closed:
+            raise Exit
+        return run.value
+
+    return forward_and_stop
+
+
+def _both_sides(run: Any, module: nn.Module, forward: Forward) -> Forward:
+    """The long wrapper: stops at the input and the output, can be skipped, and may be observed."""
+
+    def forward_and_stop(*args: Any, **kwargs: Any) -> Any:
+        if getcurrent() is not run.worker:
+            return forward(*args, **kwargs)
+        args, kwargs = run.enter(module, args, kwargs)
+        if module in run.skips:
+            output = run.take_skip(module)
+        else:
+            output = forward(*args, **kwargs)
+        return run.leave(module, args, kwargs, output)
+
+    return forward_and_stop
+
+
+_WRAPPERS = frozenset(
+    const
+    for factory in (_output_only, _both_sides)
+    for const in factory.__code__.co_consts
+    if hasattr(const, "co_name")
+)
+
+
+class Arming:
+    """The modules a pass can stop at. Abstract: `Pass` adds what happens there."""
+
+    __slots__ = ("callers", "hook_key", "hooked", "inputs", "outputs", "placed")
+
+    def __init__(self, callers: dict[nn.Module, tuple[nn.Module, ...]]) -> None:
+        self.callers = callers
+        self.outputs: set[nn.Module] = set()
+        self.inputs: set[nn.Module] = set()
+        self.placed: list[tuple[dict[str, Any], Forward, Forward | None]] = []
+        self.hooked: set[nn.Module] | None = None
+        self.hook_key = 0
+
+    def arm_output(self, node: Node, module: nn.Module) -> nn.Module:
+        """Let the pass stop at what a module returns. Gives the module that is there now."""
+        outputs = self.outputs
+        around, siblings, name = node._place
+        if around is not None and (around not in outputs or siblings.get(name) is not module):
+            module = self._around(node)
+        if module in self.callers:
+            self._arm_callers(module)
+        namespace = module.__dict__
+        if namespace["_forward_hooks"]:
+            self._hook(module)
+            return module
+        outputs.add(module)
+        wrapper = _output_only(self, module, module.forward)
+        self.placed.append((namespace, wrapper, None))
+        if namespace.setdefault("forward", wrapper) is not wrapper:
+            self._place_over(module, _output_only)
+        return module
+
+    def arm_input(self, node: Node) -> nn.Module:
+        """Let the pass stop at a module's arguments, or skip its call."""
+        module = node._module
+        if module not in self.outputs:
+            module = self.arm_output(node, module)
+        self._arm_both(module)
+        return module
+
+    def arm_every(self, root: nn.Module) -> None:
+        """Both sides of every module of a tree, for a pass that is observed or stepped."""
+        for module in root.modules():
+            if module not in self.inputs:
+                self._arm_both(module)
+
+    def disarm(self) -> None:
+        """Put every module's own forward back."""
+        with _lock:
+            for namespace, wrapper, before in reversed(self.placed):
+                there = namespace.pop("forward", None)
+                if there is not wrapper or before is not None:
+                    _restore(namespace, before if there is wrapper else there)
+        for module in self.hooked or ():
+            module._forward_hooks.pop(self.hook_key, None)
+            module._forward_hooks_with_kwargs.pop(self.hook_key, None)
+        self.placed = []
+        self.hooked = None
+        self.outputs.clear()
+        self.inputs.clear()
+
+    def _around(self, node: Node) -> nn.Module:
+        """Arm the modules around one, and look it up again if the user has replaced it."""
+        parent = node._parent
+        if parent._module not in self.outputs:
+            self.arm_output(parent, parent._module)
+        if node._place[1].get(node._name) is not node._module and node._name not in parent._extras:
+            node._refresh()
+        return node._module
+
+    def _arm_callers(self, module: nn.Module) -> None:
+        for caller in self.callers[module]:
+            if caller not in self.outputs:
+                self._place_over(caller, _output_only)
+
+    def _arm_both(self, module: nn.Module) -> None:
+        self.inputs.add(module)
+        if module._forward_hooks:
+            self._hook(module)
+        self._place_over(module, _both_sides)
+
+    def _place_over(self, module: nn.Module, wrap: Callable[..., Forward]) -> None:
+        """Wrap what is there: the class's forward, or one of the instance's own (accelerate's)."""
+        self.outputs.add(module)
+        with _lock:
+            namespace = module.__dict__
+            before = namespace.get("forward")
+            wrapper = wrap(self, module, module.forward)
+            self.placed.append((namespace, wrapper, before))
+            namespace["forward"] = wrapper
+
+    def _hook(self, module: nn.Module) -> None:
+        self.outputs.add(module)
+        self.hooked = self.hooked or set()
+        if module not in self.hooked:
+            self.hook_key = self.hook_key or _new_key()
+            self.hooked.add(module)
+            module._forward_hooks_with_kwargs[self.hook_key] = True
+            module._forward_hooks[self.hook_key] = self.after_hooks
+
+    def after_hooks(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+        """Stop after the last of the user's own forward hooks."""
+        raise NotImplementedError
+
+
+def _restore(namespace: dict[str, Any], before: Forward | None) -> None:
+    """Put back what was there, unless that is a wrapper whose pass has ended meanwhile."""
+    while getattr(before, "__code__", None) in _WRAPPERS:
+        inside = dict(zip(before.__code__.co_freevars, before.__closure__, strict=True))  # type: ignore[union-attr,arg-type]
+        if not inside["run"].cell_contents.cleared:
+            break
+        before = _unless_its_own(inside["module"].cell_contents, inside["forward"].cell_contents)
+    if before is not None:
+        namespace["forward"] = before
+
+
+def _unless_its_own(module: nn.Module, forward: Forward) -> Forward | None:
+    """A forward that belongs into the instance; None for the one its class defines."""
+    is_class_own = getattr(forward, "__func__", None) is getattr(type(module), "forward", None)
+    return None if is_class_own else forward

@@ -1,0 +1,158 @@
+"""A pass held open: a debugger for forward passes, across the cells of a notebook.
+
+    run = model.open("The Eiffel Tower is in the city of")
+    run.until(model.transformer.h[2])      # run up to a site
+    model.transformer.h[2].output[:] *= 2  # look, edit
+    run.step()                             # one more module
+    run.where                              # "transformer.h.3.ln_1.output"
+    out = run.finish()                     # what the model returned
+"""
+
+import atexit
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from insitu.engine import misses
+from insitu.engine.interleave import Pass, opened
+from insitu.engine.order import INPUT, OUTPUT
+from insitu.engine.save import mount
+from insitu.engine.values import describe
+from insitu.engine.wrapped import WrappedModule
+from insitu.errors import InsituWarning
+
+
+class Run:
+    """A pass that is parked between two statements and goes on when told to."""
+
+    def __init__(self, root: Any, call: Callable[[Pass], Any], kind: str, stepping: bool) -> None:
+        mount()
+        for earlier in [run for run in opened if run.root is root and run.thread == threading.get_ident()]:
+            _close(earlier)
+        self._root = root
+        self._pass = run = Pass(root, call, kind, stepping)
+        run.arm_every(root._module)
+        opened.append(run)
+        # The pass must not refer to its handle, or a dropped handle would never be collected.
+        self._dropped = weakref.finalize(self, _close_dropped, run)
+        self._dropped.atexit = False
+
+    def until(self, site: WrappedModule | str) -> "Run":
+        """Run up to a site: a module (its output) or a path such as `"transformer.h.3.input"`.
+
+        Raises:
+            OutOfOrderError: the pass is already beyond it.
+            UnknownModuleError: the path names no module.
+        """
+        node, kind = self._site(site)
+        try:
+            if kind == INPUT:
+                self._pass.read_inputs(node)
+            elif self._pass.at_output is not node._module:
+                self._pass.read_output(node, node._module)
+        finally:
+            self._let_go_if_over()
+        return self
+
+    def step(self, count: int = 1) -> "Run":
+        """Run until the next module has finished, `count` times over."""
+        try:
+            for _ in range(count):
+                if self._pass.to_next_module() is None:
+                    break
+        finally:
+            self._let_go_if_over()
+        return self
+
+    def finish(self) -> Any:
+        """Run to the end and return what the model returned."""
+        try:
+            if self._pass.closed:
+                raise misses.pass_is_over(self._pass)
+            return self._pass.finish()
+        finally:
+            self._let_go_if_over()
+
+    def close(self) -> None:
+        """Leave the pass where it stands; nothing of it remains. Safe to call twice."""
+        self._dropped.detach()
+        _close(self._pass)
+
+    @property
+    def where(self) -> str:
+        """Where the pass stands: `transformer.h.2.output`, `start`, `finished` or `closed`."""
+        run = self._pass
+        if run.ended:
+            return "finished"
+        if run.closed:
+            return "closed"
+        step = f" (step {run.step})" if run.step > 0 else ""
+        if run.at_output is not None:
+            return f"{self._root._path_of(run.at_output)}.output{step}"
+        if run.at_input is not None:
+            return f"{self._root._path_of(run.at_input)}.input{step}"
+        return "start"
+
+    @property
+    def value(self) -> Any:
+        """What is at the site where the pass stands; None before the first and after the last."""
+        run = self._pass
+        if run.at_output is not None:
+            return run.value
+        return (run.args, run.kwargs) if run.at_input is not None else None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        at_site = self._pass.at_output is not None or self._pass.at_input is not None
+        return f"<pass at {self.where}{': ' + describe(self.value) if at_site else ''}>"
+
+    def _site(self, site: WrappedModule | str) -> tuple[WrappedModule, int]:
+        if isinstance(site, WrappedModule):
+            return site, OUTPUT
+        path, _, last = site.rpartition(".")
+        if last not in ("output", "input", "inputs"):
+            path, last = site, "output"
+        node = self._root if path in ("", "model") else self._root._at_path(path)
+        return node, OUTPUT if last == "output" else INPUT
+
+    def _let_go_if_over(self) -> None:
+        if self._pass.ended or self._pass.closed:
+            self.close()
+
+
+def _close(run: Pass) -> None:
+    run.close()
+    if run in opened:
+        opened.remove(run)
+
+
+def _close_dropped(run: Pass) -> None:
+    if not run.closed:
+        where = run.root._path_of(run.at_output) if run.at_output is not None else "its start"
+        _close(run)
+        warnings.warn(
+            f"a pass held open at {where} was dropped and has been closed; "
+            "keep it (run = model.open(...)) and end it with run.finish() or run.close().",
+            InsituWarning,
+            stacklevel=2,
+        )
+
+
+@atexit.register
+def _close_all() -> None:
+    for run in tuple(opened):
+        if run.thread == threading.get_ident():
+            _close(run)

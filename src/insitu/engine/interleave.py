@@ -1,0 +1,483 @@
+"""One pass: a block of user code and a forward pass taking turns on one thread.
+
+    block                                   model (a greenlet)
+    ─────                                   ──────────────────
+    model.h[0].output ── resume ──────────► runs …
+                                            h[0] finishes, its hook fires
+                      ◄── hand over ─────── stands at h.0.output
+    edits the value
+    model.h[5].output ── resume ──────────► goes on with the edited value …
+
+The block stays in its own frame; the model is what gets parked. Between a hook and the block there
+is as little code as possible: caches are cold between two layers of a real model, so path length is
+what a read costs.
+"""
+
+import contextvars
+from collections.abc import Callable
+from sys import _getframe
+from threading import get_ident
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from insitu.engine import misses
+from insitu.engine.arming import Arming, Node
+from insitu.engine.modes import Modes, current, swap
+from insitu.engine.order import INPUT, OUTPUT, Observation, Order
+from insitu.engine.switch import (
+    Exit,
+    Greenlet,
+    SwitchError,
+    Worker,
+    acquire,
+    getcurrent,
+    release,
+)
+from insitu.engine.values import Forced, describe, fit, same_kind
+from insitu.errors import TraceError, WriteError
+
+active: contextvars.ContextVar["Pass | None"] = contextvars.ContextVar("insitu_pass", default=None)
+"""The innermost pass of this thread or task; `Pass.outer` leads to those around it."""
+
+_NOWHERE: dict[nn.Module, tuple[int, int]] = {}
+_NOBODY: dict[nn.Module, tuple[nn.Module, ...]] = {}
+
+_grad = torch.is_grad_enabled
+_inference = torch.is_inference_mode_enabled
+_autocast = torch._C._is_any_autocast_enabled
+_functions = torch._C._len_torch_function_stack
+_dispatches = torch._C._len_torch_dispatch_stack
+
+
+class Watcher(Protocol):
+    """Who wants to know what a block does, for the run card."""
+
+    def arrived(self, node: Node, kind: int, value: Any, line: int, step: int) -> None: ...
+    def leaving(self, value: Any) -> None: ...
+
+
+class Pass(Arming):
+    """A forward pass that stops wherever its block asks it to."""
+
+    __slots__ = (
+        "__weakref__", "args", "at_input", "at_output", "block", "block_modes", "call", "cleared",
+        "closed", "direct", "ended", "error", "here", "kind", "kwargs", "model_modes", "observation",
+        "order", "outer", "overrun", "result", "root", "single", "skips", "started", "step",
+        "stepping", "steps_over", "thread", "to_block", "to_model", "trail", "value", "want_any",
+        "want_input", "want_output", "want_step", "watch", "worker",
+    )  # fmt: skip
+
+    def __init__(self, root: Any, call: Callable[["Pass"], Any], kind: str, stepping: bool) -> None:
+        order: Order | None = root._orders.get(kind)
+        super().__init__(_NOBODY if order is None else order.callers)
+        self.order = order
+        self.single = _NOWHERE if order is None else order.single
+        self.root = root
+        self.call = call
+        self.kind = kind
+        self.stepping = stepping
+        self.thread = get_ident()
+        self.model_modes: Modes = current()
+        self.block_modes: Modes = self.model_modes
+        self.worker: Greenlet | None = None
+        self.block: Greenlet | None = None
+        self.outer: Pass | None = None
+        self.watch: Watcher | None = None
+        self.observation: Observation | None = None
+        self.at_output: nn.Module | None = None
+        self.at_input: nn.Module | None = None
+        self.want_output: nn.Module | None = None
+        self.want_input: nn.Module | None = None
+        self.want_step: int | None = None
+        self.trail: list[misses.Read] = []
+        self.skips: dict[nn.Module, tuple[misses.Read, Any]] = {}
+        self.here = self.step = -1
+        self.want_any = self.started = self.direct = self.ended = self.closed = self.cleared = False
+        self.overrun = self.steps_over = False
+        self.error: BaseException | None = None
+        self.result: Any = None
+
+    # The block's side ------------------------------------------------------------------------
+
+    def read_output(self, node: Node, module: nn.Module, depth: int = 2) -> Any:
+        """Run the model up to what a module returns."""
+        if module not in self.outputs:
+            module = self.arm_output(node, module)
+        place = self.single.get(module)
+        if place is not None:
+            if place[0] < self.here:
+                raise self._missed(node, OUTPUT)
+            self.here = place[0]
+        frame = _getframe(depth)
+        self.trail.append((node, OUTPUT, frame.f_code, frame.f_lasti))
+        if not self.direct:
+            return self._read_output_slowly(node, module)
+        self.want_output = module
+        # The fast half of modes.swap, written out, as in arming.
+        grad = _grad()
+        if grad is self.model_modes and not (_inference() or _autocast() or _functions() or _dispatches()):
+            self.block_modes = grad
+        else:
+            self.block_modes = swap(self.model_modes)
+        self.to_model()
+        if self.at_output is module:
+            return self.value
+        raise self._missed(node, OUTPUT)
+
+    def _read_output_slowly(self, node: Node, module: nn.Module) -> Any:
+        """The first read of a pass, and reads while someone watches or the block moves about."""
+        if self.ended:
+            raise self._missed(node, OUTPUT)
+        self.want_output = module
+        self.resume()
+        if self.at_output is not module:
+            raise self._missed(node, OUTPUT)
+        if self.watch is not None:
+            self.watch.arrived(node, OUTPUT, self.value, misses.line(self.trail[-1]), max(self.step, 0))
+        return self.value
+
+    def write_output(self, node: Node, value: Any) -> None:
+        """Put `value` in place of what the module returned."""
+        if self.at_output is not node._module:
+            self.read_output(node, node._module, 3)
+        old = self.value
+        if not (
+            type(value) is type(old) is torch.Tensor
+            and value.dtype is old.dtype
+            and value.shape == old.shape
+            and value.device == old.device
+        ):
+            value = fit(value, old, node, "output")
+        self.value = value
+
+    def read_inputs(self, node: Node, depth: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call's arguments; they stay readable while the pass stands at the module's output."""
+        module = node._module
+        if module is self.at_input or module is self.at_output:
+            return self.args, self.kwargs
+        if module not in self.inputs:
+            module = self.arm_input(node)
+        place = self.single.get(module)
+        if (place is not None and place[1] < self.here) or self.ended:
+            raise self._missed(node, INPUT)
+        frame = _getframe(depth)
+        self.trail.append((node, INPUT, frame.f_code, frame.f_lasti))
+        self.want_input = module
+        self.resume()
+        if self.at_input is not module:
+            raise self._missed(node, INPUT)
+        if place is not None:
+            self.here = place[1]
+        if self.watch is not None:
+            value = self.args, self.kwargs
+            self.watch.arrived(node, INPUT, value, misses.line(self.trail[-1]), max(self.step, 0))
+        return self.args, self.kwargs
+
+    def write_inputs(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call the module with other arguments."""
+        if node._module is self.at_output:
+            raise misses.too_late_to_write_input(node)
+        self.read_inputs(node, 3)
+        self.args, self.kwargs = args, kwargs
+
+    def skip(self, node: Node, value: Any) -> None:
+        """Let the module's next call return `value` without computing."""
+        module = node._module
+        place = self.single.get(module)
+        gone_by = place is not None and place[1] < self.here and module is not self.at_input
+        if self.ended or gone_by or module is self.at_output:
+            raise self._missed(node, INPUT)
+        value = _checked_skip(value, node, self.order)
+        if module not in self.inputs:
+            module = self.arm_input(node)
+        frame = _getframe(2)
+        self.skips[module] = ((node, INPUT, frame.f_code, frame.f_lasti), value)
+
+    def resume(self) -> None:
+        """Let the model run until it stands where it is wanted, or ends."""
+        if self.closed or self.ended:
+            raise misses.pass_is_over(self)
+        if self.watch is not None:
+            self._tell_leaving()
+        self.at_output = self.at_input = None
+        here = getcurrent()
+        if here is not self.block:
+            self.block = here
+            self.to_block = here.switch
+        self.block_modes = swap(self.model_modes)
+        if self.started:
+            try:
+                self.to_model()
+            except SwitchError as error:
+                swap(self.block_modes)
+                raise misses.other_thread(self) from error
+        else:
+            self._start()
+        if self.ended:
+            self._settle()
+
+    def advance(self, step: int) -> bool:
+        """Run to the beginning of a step; False when the run has no such step."""
+        if step == self.step and not self.steps_over:
+            return True
+        if step < self.step:
+            raise misses.step_has_passed(self, step)
+        if self.steps_over or self.ended:
+            return False
+        if not self.stepping:
+            self.stepping = True
+            if self.started:
+                self.step = 0
+        self.want_step = step
+        self.resume()
+        self.want_step = None
+        return not (self.steps_over or self.ended)
+
+    def to_next_module(self) -> nn.Module | None:
+        """Run until any armed module has finished; None when the pass has ended instead."""
+        self.want_any = True
+        try:
+            self.resume()
+        finally:
+            self.want_any = False
+        module = self.at_output
+        if module is not None and module in self.single:
+            self.here = self.single[module][OUTPUT]
+        return module
+
+    def run_out(self) -> Any:
+        """Run the pass to its end and return what the traced call returned."""
+        if not self.ended:
+            self.resume()
+        return self.result
+
+    def finish(self) -> Any:
+        """The block is over: run what is left of the pass."""
+        if not (self.closed or self.ended):
+            if self.started:
+                self.resume()
+            else:
+                self._run_inline()
+        if self.skips:
+            raise misses.skip_never_used(next(iter(self.skips.values()))[0])
+        return self.result
+
+    def close(self) -> None:
+        """End the pass where it stands and leave no trace of it. Safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            if self.started and not self.ended:
+                self.block = here = getcurrent()
+                self.to_block = here.switch
+                self.block_modes = swap(self.model_modes)
+                try:
+                    self.worker.throw(Exit)  # type: ignore[union-attr]
+                except SwitchError:
+                    swap(self.block_modes)  # another thread's: it unwinds there when collected
+        finally:
+            self.error = None
+            self._clear()
+
+    # The model's side ------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self.order is None:
+            self._observe()
+        if self.stepping:
+            self.arm_input(self.root)
+        worker = acquire()
+        self.worker = worker
+        self.to_model = worker.switch
+        self.started = True
+        self.direct = self.watch is None
+        worker.begin(self._run, contextvars.copy_context())
+
+    def _run(self) -> Greenlet:
+        try:
+            self.result = self.call(self)
+        except Exit:
+            pass
+        except BaseException as error:
+            self.error = error
+        self.ended = True
+        self.at_output = self.at_input = None
+        self.model_modes = swap(self.block_modes)
+        assert self.block is not None
+        return self.block
+
+    def _run_inline(self) -> None:
+        """Nobody stopped the pass anywhere: run it here, without a greenlet."""
+        if self.order is None:
+            self._observe()
+        self.worker = getcurrent()
+        self.started = True
+        self.block_modes = swap(self.model_modes)
+        try:
+            self.result = self.call(self)
+        finally:
+            self.model_modes = swap(self.block_modes)
+            self.worker = None
+            self.ended = True
+            self._clear()
+        if self.observation is not None:
+            self._learn()
+
+    def after_hooks(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+        """Stop after the last of the user's own forward hooks; None says 'no change' to torch."""
+        if getcurrent() is not self.worker or not (self.want_output is module or self.want_any):
+            return None
+        value = self.stand(module, args, kwargs, output)
+        return None if value is output else value
+
+    def stand(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Hand what a module returned to the block; give what the block leaves there."""
+        self.want_output = self.at_input = None
+        self.at_output = module
+        self.args = args
+        self.kwargs = kwargs
+        self.value = output
+        self._hand_over()
+        return self.value
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """A module armed on both sides is called; give the arguments to call it with."""
+        if self.closed:
+            raise Exit
+        if self.observation is not None:
+            self.observation.enter(module)
+        self.args, self.kwargs = args, kwargs
+        if self.stepping and module is self.root._module:
+            self._new_step()
+        if self.want_input is module:
+            self._stand_at_input(module)
+        return self.args, self.kwargs
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """A module armed on both sides has returned; give what it is to return."""
+        if self.closed:
+            raise Exit
+        if self.observation is not None:
+            self.observation.leave(module, output)
+        wanted = self.want_output is module or self.want_any
+        if wanted and not (self.hooked and module in self.hooked):
+            return self.stand(module, args, kwargs, output)
+        return output
+
+    def take_skip(self, module: nn.Module) -> Any:
+        """The value left for a module that is not to run."""
+        return self.skips.pop(module)[1]
+
+    def _new_step(self) -> None:
+        wanted = self.want_input if self.want_output is None else self.want_output
+        bound = wanted is not None and wanted not in self.root._beside  # those outlast a step
+        self.overrun = bound and self.step >= 0
+        self.step += 1
+        self.here = -1
+        if self.overrun:
+            self.want_output = None
+            self._stand_at_input(self.root._module)
+        elif self.want_step is not None and self.step >= self.want_step:
+            self.trail.clear()
+            self._stand_at_input(self.root._module)
+
+    def _stand_at_input(self, module: nn.Module) -> None:
+        self.want_input = self.at_output = None
+        self.at_input = module
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        self.model_modes = swap(self.block_modes)
+        self.to_block()
+        if self.closed:
+            raise Exit
+
+    def end_steps(self) -> None:
+        """The traced call says that no step follows: a loop over steps ends here."""
+        self.steps_over = True
+        if self.want_step is not None:
+            self._hand_over()
+
+    # Bookkeeping -----------------------------------------------------------------------------
+
+    def _observe(self) -> None:
+        self.observation = Observation(self.root._module)
+        self.arm_every(self.root._module)
+
+    def _learn(self) -> None:
+        assert self.observation is not None
+        self.observation.finish()
+        self.order = self.root._orders[self.kind] = self.observation.order
+
+    def _settle(self) -> None:
+        """The model has run to its end: take away all that it needed."""
+        if self.error is None and self.observation is not None:
+            self._learn()
+        self._clear()
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def _clear(self) -> None:
+        if self.cleared:
+            return
+        self.cleared = True
+        self.disarm()
+        worker, self.worker = self.worker, None
+        if isinstance(worker, Worker):
+            release(worker)
+        self.block = self.to_block = self.to_model = None
+        self.value = self.args = self.kwargs = None
+
+    def _missed(self, node: Node, kind: int) -> TraceError:
+        if self.ended and not self.cleared:
+            self._settle()
+        self.want_output = self.want_input = None
+        overrun, self.overrun = self.overrun, False
+        return misses.missed(self, node, kind, overrun)
+
+    def _tell_leaving(self) -> None:
+        assert self.watch is not None
+        if self.at_output is not None:
+            self.watch.leaving(self.value)
+        elif self.at_input is not None:
+            self.watch.leaving((self.args, self.kwargs))
+
+
+def _checked_skip(value: Any, node: Node, order: Order | None) -> Any:
+    if isinstance(value, Forced):
+        return value.value
+    seen = order.called.get(node._module) if order is not None else None
+    if seen is not None and seen.output and not same_kind(value, seen.output):
+        raise WriteError(
+            f"the value given to {node._path}.skip does not fit: {describe(value)}.",
+            f"it stands for what the module returns, and that was {seen.output}.",
+            f"give a value of that kind, or force it: {node._path}.skip(insitu.force(value)).",
+        )
+    return value
+
+
+opened: list[Pass] = []
+"""Passes held open, across cells and threads; the latest last."""
+
+
+def find(node: Node) -> Pass:
+    """The running pass of this node's model: the innermost around the caller, or one held open."""
+    candidate = active.get()
+    while candidate is not None:
+        if candidate.root is node._root and not candidate.closed:
+            return candidate
+        candidate = candidate.outer
+    held = [run for run in opened if run.root is node._root and not run.closed]
+    here = [run for run in held if run.thread == get_ident()]
+    if here:
+        return here[-1]
+    raise misses.other_thread(held[-1]) if held else misses.no_trace(node)
+
+
+def anything_runs() -> bool:
+    """Whether the caller is inside a trace or has a pass held open."""
+    return active.get() is not None or any(r.thread == get_ident() for r in opened)

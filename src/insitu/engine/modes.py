@@ -1,0 +1,114 @@
+"""torch's thread-local modes, kept apart for two coroutines on one thread.
+
+    model_modes = swap(block_modes)   # leaving the model: remember its modes, put back the block's
+
+Grad mode, inference mode, autocast and the function and dispatch mode stacks belong to the thread.
+Without this, `with torch.no_grad():` in a block would switch gradients off in the model.
+The common case, nothing but grad mode on either side, is five calls and a comparison (0.2 µs).
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils import _python_dispatch as dispatch
+
+_grad = torch.is_grad_enabled
+_inference = torch.is_inference_mode_enabled
+_autocast = torch._C._is_any_autocast_enabled
+_functions = torch._C._len_torch_function_stack
+_dispatches = torch._C._len_torch_dispatch_stack
+
+_DEVICES = tuple(d for d in ("cpu", "cuda", "mps", "xpu") if torch._C._is_autocast_available(d))
+
+
+@dataclass(frozen=True)
+class Special:
+    """Modes of which at least one is unusual, in full."""
+
+    grad: bool
+    inference: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    autocast_cache: bool
+    functions: tuple[Any, ...]
+    dispatches: tuple[Any, ...]
+
+
+Modes = bool | Special
+"""Grad mode alone when nothing else is unusual, or everything."""
+
+
+def current() -> Modes:
+    """The thread's modes."""
+    if _inference() or _autocast() or _functions() or _dispatches():
+        return _full()
+    return _grad()
+
+
+def swap(to: Modes) -> Modes:
+    """Put `to` in force and return what was."""
+    left = current()
+    if left is not to and left != to:
+        _install(left, to)
+    return left
+
+
+def _full() -> Special:
+    return Special(
+        _grad(),
+        _inference(),
+        tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES),
+        torch.is_autocast_cache_enabled(),
+        tuple(_get_current_function_mode_stack()),
+        tuple(dispatch._get_current_dispatch_mode_stack()),
+    )
+
+
+def _install(left: Modes, to: Modes) -> None:
+    if isinstance(left, Special) or isinstance(to, Special):
+        _install_special(left, to)
+    grad, inference = (to.grad, to.inference) if isinstance(to, Special) else (to, False)
+    if _inference() != inference:
+        _set_inference(inference)
+    if _grad() != grad:
+        torch._C._set_grad_enabled(grad)
+
+
+def _install_special(left: Modes, to: Modes) -> None:
+    for _ in range(_functions()):
+        _pop_mode()
+    for _ in range(_dispatches()):
+        dispatch._pop_mode()
+    if isinstance(to, Special):
+        for device, enabled, dtype in to.autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(to.autocast_cache)
+        for mode in to.functions:
+            _push_mode(mode)
+        for mode in to.dispatches:
+            dispatch._push_mode(mode)
+    elif isinstance(left, Special):
+        for device, _enabled, _dtype in left.autocast:
+            torch.set_autocast_enabled(device, False)
+
+
+class _Guards(threading.local):
+    def __init__(self) -> None:
+        self.entered: list[Any] = []
+
+
+_guards = _Guards()
+
+
+def _set_inference(on: bool) -> None:
+    """Inference mode has no setter, only guards: leave the last of ours, or enter another."""
+    if _guards.entered:
+        _guards.entered.pop().__exit__(None, None, None)
+        if _inference() == on:
+            return
+    guard = torch._C._InferenceMode(on)
+    guard.__enter__()
+    _guards.entered.append(guard)

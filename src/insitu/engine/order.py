@@ -1,0 +1,99 @@
+"""The order in which a model calls its modules, learned from the first pass.
+
+    observation.order.single[module]    # where it stands among all events of a pass
+
+The first pass of each kind (trace, generate) is observed in full: every module is armed, which
+costs about 2 µs a module, once. Later passes arm only what the block asks for, and still an order
+error is known at once, an error can say "never ran", and a module called from outside its own tree
+has its caller armed with it.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from insitu.engine.values import describe
+
+OUTPUT, INPUT = 0, 1
+"""The two sides of a module where a pass can stand."""
+
+@dataclass
+class Called:
+    """What one module did in the observed pass."""
+
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    callers: tuple[nn.Module, ...] = ()
+    output: str = ""
+
+
+@dataclass
+class Order:
+    """Modules in the order of their first call, with the positions of their calls."""
+
+    called: dict[nn.Module, Called] = field(default_factory=dict)
+    single: dict[nn.Module, tuple[int, int]] = field(default_factory=dict)
+    """Where each module that one pass calls exactly once ends and starts (index: OUTPUT, INPUT)."""
+    callers: dict[nn.Module, tuple[nn.Module, ...]] = field(default_factory=dict)
+    """For modules called from outside their own tree: who calls them."""
+    complete: bool = False
+
+    def close(self) -> None:
+        """The observed pass has ended: what was seen is all there is."""
+        self.complete = True
+        self.single = {
+            module: (seen.ends[0], seen.starts[0])
+            for module, seen in self.called.items()
+            if len(seen.starts) == len(seen.ends) == 1
+        }
+        self.callers = {
+            module: outside
+            for module, seen in self.called.items()
+            if (outside := tuple(m for m in seen.callers if module not in set(m.modules())))
+        }
+
+    def calls(self, module: nn.Module) -> int | None:
+        """How often one pass calls `module`; None when that is not known."""
+        if not self.complete:
+            return None
+        seen = self.called.get(module)
+        return len(seen.starts) if seen is not None else 0
+
+
+class Observation:
+    """What a pass that is stopped at every module sees."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.order = Order()
+        self._root = root
+        self._clock = itertools.count()
+        self._stack: list[nn.Module] = []
+
+    def finish(self) -> None:
+        """The pass ran to its end: the order is complete."""
+        if not self.order.complete:
+            self.order.close()
+
+    def enter(self, module: nn.Module) -> None:
+        """A module is called."""
+        if module is self._root and module in self.order.called:
+            self.finish()  # one call of the root is one pass
+        if self.order.complete:
+            return
+        seen = self.order.called.get(module)
+        if seen is None:
+            seen = self.order.called[module] = Called(callers=tuple(self._stack))
+        seen.starts.append(next(self._clock))
+        self._stack.append(module)
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """A module has returned."""
+        if self.order.complete:
+            return
+        while self._stack and self._stack.pop() is not module:
+            pass  # modules left by an exception their caller caught
+        seen = self.order.called[module]
+        seen.ends.append(next(self._clock))
+        seen.output = seen.output or describe(output)

@@ -1,0 +1,32 @@
+"""Names that do not exist, and the nearest ones that do.
+
+    nearest("trasformer", gpt2._modules)     # ["transformer"]
+"""
+
+import difflib
+from collections.abc import Iterable
+
+from torch import nn
+
+from insitu.errors import UnknownModuleError
+
+_SHOWN_MAX = 8
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Names like this one, the nearest first."""
+    return difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+
+
+def unknown(module: nn.Module, path: str, name: str) -> UnknownModuleError:
+    """The error for a name that a module does not have."""
+    where = path or type(module).__name__
+    names = list(module._modules)
+    shown = ", ".join(names[:_SHOWN_MAX]) + (", …" if len(names) > _SHOWN_MAX else "")
+    close = nearest(name, names)
+    prefix = f"{path}." if path and path != "model" else ""
+    return UnknownModuleError(
+        f"{where} has no module or attribute {name!r}.",
+        f"{type(module).__name__} has {shown or 'no submodules'}.",
+        f"did you mean {prefix}{close[0]}?" if close else "print(model) shows every module.",
+    )

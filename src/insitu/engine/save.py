@@ -1,0 +1,72 @@
+"""`.save()` and `save`: what comes back from a block.
+
+    with model.trace(x):
+        norms = list().save()
+        h = insitu.save(model.layer1.output)
+
+A block that runs in place keeps its names anyway, so saving returns the value unchanged; a block
+that runs elsewhere (an edit, a server) sends back what was saved.
+
+`.save` is mounted on tensors and on Python's own containers and numbers, and on nothing else, when
+the first trace begins, and stays: a type changed a thousand times loses its attribute cache for
+good on Python 3.13, so mounting for each trace would slow the whole process down.
+"""
+
+import ctypes
+import gc
+from typing import Any, TypeVar
+
+import torch
+
+from insitu.engine.interleave import anything_runs
+from insitu.errors import NoTraceError
+
+T = TypeVar("T")
+
+_BUILTINS: tuple[type, ...] = (
+    bool, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple,
+    type(None),
+)  # fmt: skip
+_mounted = False
+
+
+def save(value: T) -> T:
+    """Mark a value to come back from the block, and return it.
+
+        with model.trace(x):
+            h = insitu.save(model.layer1.output)
+
+    Raises:
+        NoTraceError: no trace is running.
+    """
+    if not anything_runs():
+        raise NoTraceError(
+            "save() was called outside a trace.",
+            "it marks what comes back from a block, and no block is running.",
+            "call it inside `with model.trace(...):`; elsewhere a value needs no saving.",
+        )
+    return value
+
+
+def _save(self: Any) -> Any:
+    """Mark this value to come back from the traced block, and return it."""
+    return save(self)
+
+
+_save.__name__ = _save.__qualname__ = "save"
+
+
+def mount() -> None:
+    """Give tensors, containers and numbers their `.save()`; the second call does nothing."""
+    global _mounted
+    if _mounted:
+        return
+    _mounted = True
+    torch.Tensor.save = _save  # type: ignore[attr-defined]
+    modified = ctypes.pythonapi.PyType_Modified
+    modified.argtypes = (ctypes.py_object,)
+    modified.restype = None
+    for kind in _BUILTINS:
+        namespace = gc.get_referents(kind.__dict__)[0]  # the dict behind the read-only view
+        namespace["save"] = _save
+        modified(kind)

@@ -1,0 +1,220 @@
+"""A module as a block sees it: its sites, and its submodules by their own names.
+
+    block = model.transformer.h[3]
+    block.output            # what it returned
+    block.input             # its first argument
+    block.mlp.c_fc          # a submodule, wrapped when first named
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from insitu.engine import paths
+from insitu.engine.interleave import active, find
+from insitu.engine.values import fit
+from insitu.errors import UnknownModuleError
+
+
+_SITES = ("output", "input", "inputs")
+
+
+class WrappedModule:
+    """One module of a wrapped model. Naming it runs nothing; its sites exist while a pass runs."""
+
+    def __init__(self, module: nn.Module, parent: "WrappedModule | None", name: str) -> None:
+        set_ = self.__dict__.__setitem__
+        set_("_module", module)
+        set_("_parent", parent)
+        set_("_name", name)
+        set_("_root", self if parent is None else parent._root)
+        set_("_place", (None, {}, "") if parent is None else (parent._module, parent._module._modules, name))
+        set_("_children", {})
+        set_("_extras", {})  # modules of ours beside the model's, such as `generator`
+
+    # Sites -----------------------------------------------------------------------------------
+
+    @property
+    def output(self) -> Any:
+        """What the module returned.
+
+            with model.trace(x):
+                h = model.layer1.output          # read
+                model.layer1.output[:, 0] = 0    # edit in place
+                model.layer1.output = h * 2      # replace
+
+        Raises:
+            OutOfOrderError: the model has passed this module.
+            NeverRanError: the pass does not call it.
+            NoTraceError: no pass is running.
+            WriteError: a value of another shape, dtype or device was written without `force`.
+        """
+        run = active.get()
+        if run is None or run.root is not self._root or run.closed:
+            run = find(self)
+        module = self._module
+        return run.value if run.at_output is module else run.read_output(self, module)
+
+    @property
+    def input(self) -> Any:
+        """The module's first argument, given by position or by keyword; written like `output`."""
+        args, kwargs = find(self).read_inputs(self)
+        return args[0] if args else next(iter(kwargs.values()), None)
+
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arguments: `(args, kwargs)`; written like `output`."""
+        return find(self).read_inputs(self)
+
+    def skip(self, value: Any) -> None:
+        """Replace the module's next call: it computes nothing and returns `value`.
+
+            with model.trace(x):
+                model.h[1].skip(model.h[0].output)
+        """
+        find(self).skip(self, value)
+
+    # The tree --------------------------------------------------------------------------------
+
+    @property
+    def _path(self) -> str:
+        parent = self._parent
+        if parent is None:
+            return "model"
+        return self._name if parent._parent is None else f"{parent._path}.{self._name}"
+
+    def __getattr__(self, name: str) -> Any:
+        module = self.__dict__["_module"]
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if (found := self._child(name)) is not None:
+            self.__dict__[name] = found
+            return found
+        if name.endswith("_") and name[:-1] in type(self).__dict__ and (found := self._child(name[:-1])):
+            return found
+        try:
+            return getattr(module, name)
+        except AttributeError:
+            raise paths.unknown(module, self._path, name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "output":
+            run = active.get()
+            if run is None or run.root is not self._root or run.closed:
+                run = find(self)
+            run.write_output(self, value)
+        elif name == "input":
+            self._write_input(value)
+        elif name == "inputs":
+            run = find(self)
+            args, kwargs = fit(value, run.read_inputs(self), self, "inputs")
+            run.write_inputs(self, tuple(args), dict(kwargs))
+        else:
+            self._set_other(name, value)
+
+    def _write_input(self, value: Any) -> None:
+        run = find(self)
+        args, kwargs = run.read_inputs(self)
+        first = next(iter(kwargs), "input")
+        value = fit(value, args[0] if args else kwargs.get(first), self, "input")
+        if args:
+            run.write_inputs(self, (value, *args[1:]), kwargs)
+        else:
+            run.write_inputs(self, (), {**kwargs, first: value})
+
+    def _set_other(self, name: str, value: Any) -> None:
+        close = paths.nearest(name, _SITES)
+        if name in self.__dict__ or (self._parent is None and not close):
+            object.__setattr__(self, name, value)  # a model may carry what its user hangs on it
+            return
+        raise UnknownModuleError(
+            f"{self._path} has nothing called {name!r} that can be written.",
+            "output, input and inputs can be written; a wrapped module takes no other attributes.",
+            f"did you mean {self._path}.{close[0]}?" if close else "write to output or inputs.",
+        )
+
+    def _child(self, name: str) -> "WrappedModule | None":
+        module = self._submodule(name)
+        if module is None:
+            return None
+        found = self._children.get(name)
+        if found is None or found._module is not module:
+            found = self._children[name] = WrappedModule(module, self, name)
+        return found
+
+    def _submodule(self, name: str) -> nn.Module | None:
+        module = self._module._modules.get(name)
+        return self._extras.get(name) if module is None else module
+
+    def _refresh(self) -> None:
+        """Look this module up again, from the root down."""
+        parent = self._parent
+        if parent is None:
+            return
+        parent._refresh()
+        module = parent._submodule(self._name)
+        if module is None:
+            raise paths.unknown(parent._module, parent._path, self._name)
+        self.__dict__["_module"] = module
+        self.__dict__["_place"] = (parent._module, parent._module._modules, self._name)
+
+    def __getitem__(self, key: Any) -> Any:
+        found = self._children.get(key) if type(key) is int else None
+        if found is not None:
+            return found
+        if isinstance(key, slice):
+            return [self[i] for i in range(*key.indices(len(self)))]
+        if isinstance(key, int):
+            names = self._module._modules
+            if not -len(names) <= key < len(names):
+                raise IndexError(f"{self._path} has {len(names)} modules; there is no [{key}].")
+            name = str(key % len(names))
+            self._children[key] = found = self._child(name if name in names else list(names)[key])
+            return found
+        return self._at_path(str(key))
+
+    def _at_path(self, path: str) -> "WrappedModule":
+        node = self
+        for name in path.split("."):
+            found = node._child(name)
+            if found is None:
+                raise paths.unknown(node._module, node._path, name)
+            node = found
+        return node
+
+    def _nodes(self) -> Iterator["WrappedModule"]:
+        """This module and every one below it, wrapped."""
+        yield self
+        for name in (*self._module._modules, *self._extras):
+            if (found := self._child(name)) is not None:
+                yield from found._nodes()
+
+    def _path_of(self, module: nn.Module) -> str:
+        """The path of a module of this tree, as error texts show it."""
+        for node in self._nodes():
+            if node._module is module:
+                return node._path
+        return type(module).__name__
+
+    def __len__(self) -> int:
+        return len(self._module._modules)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator["WrappedModule"]:
+        for name in tuple(self._module._modules):
+            if (found := self._child(name)) is not None:
+                yield found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module itself, with no site met: `model.lm_head(model.ln_f(h))`."""
+        return self._module(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return repr(self._module)
+
+    def __dir__(self) -> list[str]:
+        own = [name for name in dir(type(self)) if not name.startswith("_")]
+        return [*self._module._modules, *own]

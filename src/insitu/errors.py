@@ -1,0 +1,93 @@
+"""Every error Insitu raises: what happened, why, and what to do next.
+
+    try:
+        with model.trace("Hello"):
+            late = model.lm_head.output
+            early = model.transformer.h[0].output
+    except insitu.OutOfOrderError as error:
+        print(error.what, error.why, error.next, sep="\\n")
+
+    InsituError
+    ├── TraceError (RuntimeError)
+    │   ├── OutOfOrderError        the site has passed
+    │   ├── NeverRanError          the module is not called in this pass
+    │   ├── NoTraceError           a value was asked for while nothing runs
+    │   ├── PassClosedError        the pass is over, or belongs to another thread
+    │   └── StepError              the run has no such step
+    ├── InputError (ValueError)    no input, an empty one, or one of the wrong kind
+    │   └── InputTypeError (TypeError)
+    ├── DeviceError (RuntimeError)
+    ├── WriteError (ValueError)    the new value does not fit the site
+    ├── UnknownModuleError (AttributeError)
+    ├── ModelNotFoundError (OSError)
+    └── UsageError (ValueError)    a magic or a method was given words it does not know
+"""
+
+
+class InsituError(Exception):
+    """The root: three lines, of which the first stands alone."""
+
+    def __init__(self, what: str, why: str, next: str) -> None:
+        super().__init__(f"{what}\nWhy: {why}\nNext: {next}")
+        self.what = what
+        self.why = why
+        self.next = next
+
+    def __reduce__(self) -> tuple[type["InsituError"], tuple[str, str, str]]:
+        return type(self), (self.what, self.why, self.next)
+
+
+class TraceError(InsituError, RuntimeError):
+    """A block and its forward pass could not be brought together."""
+
+
+class OutOfOrderError(TraceError):
+    """A site was asked for after the model had passed it."""
+
+
+class NeverRanError(TraceError):
+    """A site was asked for whose module the pass does not call."""
+
+
+class NoTraceError(TraceError):
+    """A value was asked for while no pass of this model is running."""
+
+
+class PassClosedError(TraceError):
+    """The pass has ended, was closed, or belongs to another thread."""
+
+
+class StepError(TraceError, IndexError):
+    """The run has no such step, or it has passed."""
+
+
+class InputError(InsituError, ValueError):
+    """A trace was given no input, or one that has nothing in it."""
+
+
+class InputTypeError(InputError, TypeError):
+    """A trace was given an input of a kind the model cannot take."""
+
+
+class DeviceError(InsituError, RuntimeError):
+    """Tensors on two devices met."""
+
+
+class WriteError(InsituError, ValueError):
+    """A value written to a site does not fit what the module produced."""
+
+
+class UnknownModuleError(InsituError, AttributeError):
+    """A path names no module."""
+
+
+class ModelNotFoundError(InsituError, OSError):
+    """A model's name or folder could not be opened."""
+
+
+class UsageError(InsituError, ValueError):
+    """A magic or a method was given words it does not know."""
+
+
+class InsituWarning(UserWarning):
+    """Something that works, but probably not as meant."""

@@ -1,0 +1,1 @@
+"""What can be traced: any torch module, and language models with their tokenizer."""
