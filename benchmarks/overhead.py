@@ -51,17 +51,27 @@ def mlp() -> Subject:
 def gpt2(width: int, heads: int, vocabulary: int, tokens: int, name: str, repeat: int) -> Subject:
     torch.manual_seed(0)
     config = GPT2Config(
-        n_layer=12, n_embd=width, n_head=heads, vocab_size=vocabulary, n_positions=128, use_cache=False,
-        bos_token_id=0, eos_token_id=0,
+        n_layer=12,
+        n_embd=width,
+        n_head=heads,
+        vocab_size=vocabulary,
+        n_positions=128,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     model = GPT2LMHeadModel(config).eval()
     ids = torch.randint(0, vocabulary, (1, tokens))
-    return Subject(name, model, {"input_ids": ids}, list(model.transformer.h), "transformer.h", repeat)
+    return Subject(
+        name, model, {"input_ids": ids}, list(model.transformer.h), "transformer.h", repeat
+    )
 
 
 def subjects(quick: bool) -> list[Subject]:
     small = gpt2(48, 4, 200, 8, "GPT-2 shape, narrow", 30)
-    return [mlp(), small] if quick else [mlp(), small, gpt2(768, 12, 50257, 64, "GPT-2, full size", 1)]
+    return (
+        [mlp(), small] if quick else [mlp(), small, gpt2(768, 12, 50257, 64, "GPT-2, full size", 1)]
+    )
 
 
 def hooked(subject: Subject, edit: bool) -> Way:
@@ -110,7 +120,7 @@ def traced(model: Any, subject: Subject, action: str) -> Way:
 
     def read() -> Any:
         with model.trace(*inputs, **named):
-            seen = keep(list())
+            seen = keep([])
             layers = blocks(model, subject)
             for i in range(12):
                 seen.append(layers[i].output)
@@ -119,7 +129,7 @@ def traced(model: Any, subject: Subject, action: str) -> Way:
 
     def only_read() -> Any:
         with model.trace(*inputs, **named):
-            seen = keep(list())
+            seen = keep([])
             layers = blocks(model, subject)
             for i in range(12):
                 seen.append(layers[i].output)
@@ -139,7 +149,13 @@ def traced(model: Any, subject: Subject, action: str) -> Way:
             output = keep(model.output)
         return output, []
 
-    return {"empty": empty, "read": only_read, "write": write, "check read": read, "check write": write_and_output}[action]
+    return {
+        "empty": empty,
+        "read": only_read,
+        "write": write,
+        "check read": read,
+        "check write": write_and_output,
+    }[action]
 
 
 def wrappers(subject: Subject) -> dict[str, Any]:
@@ -153,11 +169,17 @@ def wrappers(subject: Subject) -> dict[str, Any]:
 
 def check_equal(subject: Subject, models: dict[str, Any]) -> None:
     """The gate: every way gives the raw forward's numbers."""
-    bare, (read, seen), (edited, _) = subject.forward(), hooked(subject, False)(), hooked(subject, True)()
+    bare, (read, seen), (edited, _) = (
+        subject.forward(),
+        hooked(subject, False)(),
+        hooked(subject, True)(),
+    )
     for name, model in models.items():
         output, got = traced(model, subject, "check read")()
         assert torch.equal(_tensor(output), _tensor(bare)), f"{name}: reading changed the output"
-        assert all(torch.equal(_tensor(a), _tensor(b)) for a, b in zip(got, seen, strict=True)), name
+        assert all(torch.equal(_tensor(a), _tensor(b)) for a, b in zip(got, seen, strict=True)), (
+            name
+        )
         output, _ = traced(model, subject, "check write")()
         assert torch.equal(_tensor(output), _tensor(edited)), f"{name}: the edit differs from hooks"
     assert torch.equal(_tensor(read), _tensor(bare))
@@ -180,10 +202,15 @@ def measure(subject: Subject, rounds: int) -> dict[str, Any]:
     """Median µs over the bare forward, the ways taking turns within each round."""
     models = wrappers(subject)
     check_equal(subject, models)
-    ways: dict[str, Way] = {"raw hooks, 12 reads": hooked(subject, False), "raw hooks, 12 writes": hooked(subject, True)}
+    ways: dict[str, Way] = {
+        "raw hooks, 12 reads": hooked(subject, False),
+        "raw hooks, 12 writes": hooked(subject, True),
+    }
     for name, model in models.items():
         for action in ("empty", "read", "write"):
-            ways[f"{name}, {action if action == 'empty' else '12 ' + action + 's'}"] = traced(model, subject, action)
+            ways[f"{name}, {action if action == 'empty' else '12 ' + action + 's'}"] = traced(
+                model, subject, action
+            )
 
     def bare_writes() -> None:
         subject.forward()
@@ -196,7 +223,7 @@ def measure(subject: Subject, rounds: int) -> dict[str, Any]:
     try:
         for number in range(rounds):
             order = list(ways.items())
-            order = order[number % len(order):] + order[: number % len(order)]
+            order = order[number % len(order) :] + order[: number % len(order)]
             for name, way in order:
                 base = once(bare_writes, subject.repeat)
                 bare.append(base)
@@ -216,9 +243,13 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = []
     for result in results:
         bare = result["bare_us"]
-        lines += [f"\n{result['subject']}: bare forward {bare:,.0f} µs", f"  {'':24}{'µs over bare':>14}{'minimum':>10}{'% of bare':>11}"]
+        lines += [
+            f"\n{result['subject']}: bare forward {bare:,.0f} µs",
+            f"  {'':24}{'µs over bare':>14}{'minimum':>10}{'% of bare':>11}",
+        ]
         for name, value in result["over_us"].items():
-            lines.append(f"  {name:24}{value:14,.1f}{result['min_us'][name]:10,.1f}{100 * value / bare:11.1f}")
+            least = result["min_us"][name]
+            lines.append(f"  {name:24}{value:14,.1f}{least:10,.1f}{100 * value / bare:11.1f}")
     return "\n".join(lines)
 
 

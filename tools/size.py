@@ -1,7 +1,7 @@
 """Lines of each file and function, against the budgets of the house style.
 
-    python tools/size.py            # the table
-    python tools/size.py --check    # only what is over budget; exit 1 if anything is
+python tools/size.py            # the table
+python tools/size.py --check    # only what is over budget; exit 1 if anything is
 """
 
 import argparse
@@ -35,9 +35,15 @@ def main() -> int:
         lines = text.count("\n")
         total += lines
         core += lines if path.parent.name == "engine" and path.stem in CORE else 0
-        if lines > FILE_MAX and "Over 400 lines:" not in text.partition('"""')[2].partition('"""')[0]:
+        if (
+            lines > FILE_MAX
+            and "Over 400 lines:" not in text.partition('"""')[2].partition('"""')[0]
+        ):
             over.append(f"{path}: {lines} lines, the budget is {FILE_MAX}")
-        over += [f"{path}: {name} has {n} lines, the budget is {FUNCTION_MAX}" for name, n in functions_over(ast.parse(text))]
+        over += [
+            f"{path}: {name} has {n} lines, the budget is {FUNCTION_MAX}"
+            for name, n in functions_over(ast.parse(text))
+        ]
         if not check:
             print(f"{lines:5}  {path}")
     if core > CORE_MAX:

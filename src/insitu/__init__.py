@@ -1,12 +1,12 @@
 """Look inside a running neural network and change what happens there.
 
-    from insitu import LanguageModel
+from insitu import LanguageModel
 
-    model = LanguageModel("demo")
-    with model.trace("The Eiffel Tower is in the city of"):
-        model.transformer.h[2].output[:, -1] *= 2
-        logits = model.lm_head.output
-    print(model.tokenizer.decode(logits[0, -1].argmax()))
+model = LanguageModel("demo")
+with model.trace("The Eiffel Tower is in the city of"):
+    model.transformer.h[2].output[:, -1] *= 2
+    logits = model.lm_head.output
+print(model.tokenizer.decode(logits[0, -1].argmax()))
 """
 
 from insitu.engine.held import Run

@@ -1,26 +1,26 @@
 """Every error Insitu raises: what happened, why, and what to do next.
 
-    try:
-        with model.trace("Hello"):
-            late = model.lm_head.output
-            early = model.transformer.h[0].output
-    except insitu.OutOfOrderError as error:
-        print(error.what, error.why, error.next, sep="\\n")
+try:
+    with model.trace("Hello"):
+        late = model.lm_head.output
+        early = model.transformer.h[0].output
+except insitu.OutOfOrderError as error:
+    print(error.what, error.why, error.next, sep="\\n")
 
-    InsituError
-    ├── TraceError (RuntimeError)
-    │   ├── OutOfOrderError        the site has passed
-    │   ├── NeverRanError          the module is not called in this pass
-    │   ├── NoTraceError           a value was asked for while nothing runs
-    │   ├── PassClosedError        the pass is over, or belongs to another thread
-    │   └── StepError              the run has no such step
-    ├── InputError (ValueError)    no input, an empty one, or one of the wrong kind
-    │   └── InputTypeError (TypeError)
-    ├── DeviceError (RuntimeError)
-    ├── WriteError (ValueError)    the new value does not fit the site
-    ├── UnknownModuleError (AttributeError)
-    ├── ModelNotFoundError (OSError)
-    └── UsageError (ValueError)    a magic or a method was given words it does not know
+InsituError
+├── TraceError (RuntimeError)
+│   ├── OutOfOrderError        the site has passed
+│   ├── NeverRanError          the module is not called in this pass
+│   ├── NoTraceError           a value was asked for while nothing runs
+│   ├── PassClosedError        the pass is over, or belongs to another thread
+│   └── StepError              the run has no such step
+├── InputError (ValueError)    no input, an empty one, or one of the wrong kind
+│   └── InputTypeError (TypeError)
+├── DeviceError (RuntimeError)
+├── WriteError (ValueError)    the new value does not fit the site
+├── UnknownModuleError (AttributeError)
+├── ModelNotFoundError (OSError)
+└── UsageError (ValueError)    a magic or a method was given words it does not know
 """
 
 

@@ -1,1 +1,1 @@
-"""The tracing engine: a block and a forward pass as two coroutines. Knows torch and greenlet only."""
+"""The tracing engine: a block and a forward pass as two coroutines."""

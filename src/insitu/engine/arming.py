@@ -4,12 +4,12 @@
     run.arm_input(node)                  # … at its arguments too, and its call can be skipped
     run.disarm()
 
-Why not torch's forward hooks: a module that has any takes the long way through `nn.Module.__call__`
-(0.8 µs), and registering one builds a handle with weak references (1 µs). An entry in the instance's
-`__dict__` costs 0.3 µs in all, so that reading a module is no dearer than a raw hook although two
-coroutines change places for it. It also sees modules whose `.forward` is called directly. Modules
-that carry forward hooks of the user's are armed with a hook after those, since what they return is
-the last hook's word.
+Why not torch's forward hooks: a module that has any takes the long way through
+`nn.Module.__call__` (0.8 µs), and registering one builds a handle with weak references (1 µs). An
+entry in the instance's `__dict__` costs 0.3 µs in all, so that reading a module is no dearer than a
+raw hook although two coroutines change places for it. It also sees modules whose `.forward` is
+called directly. Modules that carry forward hooks of the user's are armed with a hook after those,
+since what they return is the last hook's word.
 
 A running module was looked up when it was entered, so a module's ancestors are armed with it: one
 asked for later, while it is already running, still answers.
@@ -67,7 +67,9 @@ def _output_only(run: Any, module: nn.Module, forward: Forward) -> Forward:
         run.value = output
         # The fast half of modes.swap, written out: this is the hottest line of the engine.
         grad = _grad()
-        if grad is run.block_modes and not (_inference() or _autocast() or _functions() or _dispatches()):
+        if grad is run.block_modes and not (
+            _inference() or _autocast() or _functions() or _dispatches()
+        ):
             run.model_modes = grad
         else:
             run.model_modes = swap(run.block_modes)
@@ -86,10 +88,8 @@ def _both_sides(run: Any, module: nn.Module, forward: Forward) -> Forward:
         if getcurrent() is not run.worker:
             return forward(*args, **kwargs)
         args, kwargs = run.enter(module, args, kwargs)
-        if module in run.skips:
-            output = run.take_skip(module)
-        else:
-            output = forward(*args, **kwargs)
+        skipped = module in run.skips
+        output = run.take_skip(module) if skipped else forward(*args, **kwargs)
         return run.leave(module, args, kwargs, output)
 
     return forward_and_stop

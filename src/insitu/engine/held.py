@@ -1,11 +1,11 @@
 """A pass held open: a debugger for forward passes, across the cells of a notebook.
 
-    run = model.open("The Eiffel Tower is in the city of")
-    run.until(model.transformer.h[2])      # run up to a site
-    model.transformer.h[2].output[:] *= 2  # look, edit
-    run.step()                             # one more module
-    run.where                              # "transformer.h.3.ln_1.output"
-    out = run.finish()                     # what the model returned
+run = model.open("The Eiffel Tower is in the city of")
+run.until(model.transformer.h[2])      # run up to a site
+model.transformer.h[2].output[:] *= 2  # look, edit
+run.step()                             # one more module
+run.where                              # "transformer.h.3.ln_1.output"
+out = run.finish()                     # what the model returned
 """
 
 import atexit
@@ -30,7 +30,9 @@ class Run:
 
     def __init__(self, root: Any, call: Callable[[Pass], Any], kind: str, stepping: bool) -> None:
         mount()
-        for earlier in [run for run in opened if run.root is root and run.thread == threading.get_ident()]:
+        for earlier in [
+            run for run in opened if run.root is root and run.thread == threading.get_ident()
+        ]:
             _close(earlier)
         self._root = root
         self._pass = run = Pass(root, call, kind, stepping)

@@ -54,8 +54,11 @@ _dispatches = torch._C._len_torch_dispatch_stack
 class Watcher(Protocol):
     """Who wants to know what a block does, for the run card."""
 
-    def arrived(self, node: Node, kind: int, value: Any, line: int, step: int) -> None: ...
-    def leaving(self, value: Any) -> None: ...
+    def arrived(self, node: Node, kind: int, value: Any, line: int, step: int) -> None:
+        """The block is about to be given the value of a site."""
+
+    def leaving(self, value: Any) -> None:
+        """The block goes on to another site and leaves this value behind."""
 
 
 class Pass(Arming):
@@ -63,8 +66,8 @@ class Pass(Arming):
 
     __slots__ = (
         "__weakref__", "args", "at_input", "at_output", "block", "block_modes", "call", "cleared",
-        "closed", "direct", "ended", "error", "here", "kind", "kwargs", "model_modes", "observation",
-        "order", "outer", "overrun", "result", "root", "single", "skips", "started", "step",
+        "closed", "direct", "ended", "error", "here", "kind", "kwargs", "model_modes",
+        "observation", "order", "outer", "overrun", "result", "root", "single", "skips", "started", "step",
         "stepping", "steps_over", "thread", "to_block", "to_model", "trail", "value", "want_any",
         "want_input", "want_output", "want_step", "watch", "worker",
     )  # fmt: skip
@@ -96,6 +99,9 @@ class Pass(Arming):
         self.here = self.step = -1
         self.want_any = self.started = self.direct = self.ended = self.closed = self.cleared = False
         self.overrun = self.steps_over = False
+        self.value: Any = None
+        self.args: Any = None
+        self.kwargs: Any = None
         self.error: BaseException | None = None
         self.result: Any = None
 
@@ -117,7 +123,9 @@ class Pass(Arming):
         self.want_output = module
         # The fast half of modes.swap, written out, as in arming.
         grad = _grad()
-        if grad is self.model_modes and not (_inference() or _autocast() or _functions() or _dispatches()):
+        if grad is self.model_modes and not (
+            _inference() or _autocast() or _functions() or _dispatches()
+        ):
             self.block_modes = grad
         else:
             self.block_modes = swap(self.model_modes)
@@ -135,7 +143,9 @@ class Pass(Arming):
         if self.at_output is not module:
             raise self._missed(node, OUTPUT)
         if self.watch is not None:
-            self.watch.arrived(node, OUTPUT, self.value, misses.line(self.trail[-1]), max(self.step, 0))
+            self.watch.arrived(
+                node, OUTPUT, self.value, misses.line(self.trail[-1]), max(self.step, 0)
+            )
         return self.value
 
     def write_output(self, node: Node, value: Any) -> None:

@@ -61,7 +61,7 @@ def _full() -> Special:
         _inference(),
         tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES),
         torch.is_autocast_cache_enabled(),
-        tuple(_get_current_function_mode_stack()),
+        tuple(_get_current_function_mode_stack()),  # type: ignore[no-untyped-call]
         tuple(dispatch._get_current_dispatch_mode_stack()),
     )
 
@@ -78,7 +78,7 @@ def _install(left: Modes, to: Modes) -> None:
 
 def _install_special(left: Modes, to: Modes) -> None:
     for _ in range(_functions()):
-        _pop_mode()
+        _pop_mode()  # type: ignore[no-untyped-call]
     for _ in range(_dispatches()):
         dispatch._pop_mode()
     if isinstance(to, Special):
@@ -87,7 +87,7 @@ def _install_special(left: Modes, to: Modes) -> None:
             torch.set_autocast_dtype(device, dtype)
         torch.set_autocast_cache_enabled(to.autocast_cache)
         for mode in to.functions:
-            _push_mode(mode)
+            _push_mode(mode)  # type: ignore[no-untyped-call]
         for mode in to.dispatches:
             dispatch._push_mode(mode)
     elif isinstance(left, Special):
@@ -110,5 +110,5 @@ def _set_inference(on: bool) -> None:
         if _inference() == on:
             return
     guard = torch._C._InferenceMode(on)
-    guard.__enter__()
+    guard.__enter__()  # type: ignore[no-untyped-call]
     _guards.entered.append(guard)

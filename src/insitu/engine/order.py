@@ -19,6 +19,7 @@ from insitu.engine.values import describe
 OUTPUT, INPUT = 0, 1
 """The two sides of a module where a pass can stand."""
 
+
 @dataclass
 class Called:
     """What one module did in the observed pass."""
@@ -40,7 +41,7 @@ class Order:
     """For modules called from outside their own tree: who calls them."""
     complete: bool = False
 
-    def close(self) -> None:
+    def close(self, root: nn.Module) -> None:
         """The observed pass has ended: what was seen is all there is."""
         self.complete = True
         self.single = {
@@ -48,10 +49,11 @@ class Order:
             for module, seen in self.called.items()
             if len(seen.starts) == len(seen.ends) == 1
         }
+        around = _around(root)
         self.callers = {
             module: outside
             for module, seen in self.called.items()
-            if (outside := tuple(m for m in seen.callers if module not in set(m.modules())))
+            if (outside := tuple(set(seen.callers) - around.get(module, set())))
         }
 
     def calls(self, module: nn.Module) -> int | None:
@@ -74,7 +76,7 @@ class Observation:
     def finish(self) -> None:
         """The pass ran to its end: the order is complete."""
         if not self.order.complete:
-            self.order.close()
+            self.order.close(self._root)
 
     def enter(self, module: nn.Module) -> None:
         """A module is called."""
@@ -97,3 +99,18 @@ class Observation:
         seen = self.order.called[module]
         seen.ends.append(next(self._clock))
         seen.output = seen.output or describe(output)
+
+
+def _around(root: nn.Module) -> dict[nn.Module, set[nn.Module]]:
+    """Every module with those it is part of, at any depth."""
+    around: dict[nn.Module, set[nn.Module]] = {root: set()}
+    pending = [root]
+    while pending:
+        module = pending.pop()
+        for child in module._modules.values():
+            if child is not None:
+                known = child in around
+                around.setdefault(child, set()).update(around[module], (module,))
+                if not known:
+                    pending.append(child)
+    return around

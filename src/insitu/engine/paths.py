@@ -1,6 +1,6 @@
 """Names that do not exist, and the nearest ones that do.
 
-    nearest("trasformer", gpt2._modules)     # ["transformer"]
+nearest("trasformer", gpt2._modules)     # ["transformer"]
 """
 
 import difflib

@@ -36,7 +36,9 @@ def wanted(which: Any) -> Iterable[int]:
         start, step = which.start or 0, 1 if which.step is None else which.step
         if start < 0 or step < 1 or (which.stop is not None and which.stop < 0):
             raise _not_a_step(which)
-        return itertools.count(start, step) if which.stop is None else range(start, which.stop, step)
+        return (
+            itertools.count(start, step) if which.stop is None else range(start, which.stop, step)
+        )
     numbers = [which] if isinstance(which, int) else list(which)
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
         raise _not_a_step(which)

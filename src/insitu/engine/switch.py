@@ -22,11 +22,12 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from typing import TypeAlias
 
 import greenlet as _greenlet
+from greenlet import getcurrent as getcurrent
 
-getcurrent = _greenlet.getcurrent
-Greenlet = _greenlet.greenlet
+Greenlet: TypeAlias = _greenlet.greenlet
 Exit = _greenlet.GreenletExit
 SwitchError = _greenlet.error
 
@@ -35,7 +36,7 @@ PARKED_MAX = 8  # finished workers kept for reuse, per thread
 Task = Callable[[], Greenlet]
 
 
-class Worker(Greenlet):
+class Worker(_greenlet.greenlet):  # type: ignore[misc]
     """A greenlet that serves one task after another; between two it is parked."""
 
     task: Task | None = None
@@ -43,10 +44,11 @@ class Worker(Greenlet):
     def begin(self, task: Task, context: contextvars.Context) -> None:
         """Run `task` in `context` until it switches away or returns the greenlet to go back to."""
         self.task = task
-        self.gr_context = context
+        self.gr_context: contextvars.Context | None = context
         self.switch()
 
     def run(self) -> None:
+        """What greenlet calls first: serve tasks until the worker is dropped."""
         _enter(self._serve)
 
     def _serve(self) -> None:
@@ -90,9 +92,13 @@ def _stub_code(target: int) -> bytes | None:
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
         # sub rsp, 8 ; mov rax, target ; call rax ; add rsp, 8 ; ret
-        return b"\x48\x83\xec\x08\x48\xb8" + struct.pack("<Q", target) + b"\xff\xd0\x48\x83\xc4\x08\xc3"
+        return (
+            b"\x48\x83\xec\x08\x48\xb8"
+            + struct.pack("<Q", target)
+            + b"\xff\xd0\x48\x83\xc4\x08\xc3"
+        )
     if machine in ("aarch64", "arm64"):
-        # stp x29, x30, [sp, #-16]! ; ldr x16, target ; blr x16 ; ldp x29, x30, [sp], #16 ; ret ; nop
+        # stp x29, x30, [sp, #-16]! ; ldr x16, target ; blr x16 ; ldp x29, x30, [sp], #16 ; ret
         words = (0xA9BF7BFD, 0x580000B0, 0xD63F0200, 0xA8C17BFD, 0xD65F03C0, 0xD503201F)
         return struct.pack("<6I", *words) + struct.pack("<Q", target)
     return None

@@ -1,9 +1,9 @@
 """`with model.trace(x) as tracer:` the block runs where it stands.
 
-    with model.trace("The Eiffel Tower is in") as tracer:
-        h = model.transformer.h[2].output
-        logits = model.lm_head.output
-    print(h.shape, logits.shape)
+with model.trace("The Eiffel Tower is in") as tracer:
+    h = model.transformer.h[2].output
+    logits = model.lm_head.output
+print(h.shape, logits.shape)
 """
 
 import dis
@@ -128,5 +128,6 @@ def _is_being_called(frame: FrameType) -> bool:
     """Whether the attribute being read in `frame` is called at once, as in `tracer.result()`."""
     code, at = frame.f_code.co_code, frame.f_lasti
     name = dis.opname[code[at]]
-    return name == "LOAD_METHOD" or (name == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool(code[at + 1] & 1))
-
+    return name == "LOAD_METHOD" or (
+        name == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool(code[at + 1] & 1)
+    )

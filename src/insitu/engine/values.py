@@ -1,6 +1,6 @@
 """Whether a value fits the place it is written to.
 
-    mismatch(torch.zeros(1, 5), torch.zeros(1, 4))   # "shape (1, 5), not (1, 4)"
+mismatch(torch.zeros(1, 5), torch.zeros(1, 4))   # "shape (1, 5), not (1, 4)"
 """
 
 import re
@@ -31,7 +31,7 @@ def force(value: Any) -> Forced:
 
 
 def mismatch(new: Any, old: Any) -> str | None:
-    """In what `new` differs from `old` so that the model could not go on with it; None if it fits."""
+    """In what `new` differs from `old`; None when the model can go on with it as well."""
     if isinstance(old, torch.Tensor):
         return _tensor_mismatch(new, old)
     if isinstance(old, (tuple, list)):
@@ -106,7 +106,7 @@ def _remedy(new: Any, old: Any) -> str:
 
 
 def same_kind(value: Any, described: str) -> bool:
-    """Whether a value has the structure, dtypes and number of dimensions of one described before."""
+    """Whether a value has the structure, dtypes and dimensions of one described before."""
     return _kind(describe(value)) == _kind(described)
 
 

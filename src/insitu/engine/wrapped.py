@@ -1,9 +1,9 @@
 """A module as a block sees it: its sites, and its submodules by their own names.
 
-    block = model.transformer.h[3]
-    block.output            # what it returned
-    block.input             # its first argument
-    block.mlp.c_fc          # a submodule, wrapped when first named
+block = model.transformer.h[3]
+block.output            # what it returned
+block.input             # its first argument
+block.mlp.c_fc          # a submodule, wrapped when first named
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,21 @@ from insitu.engine.interleave import active, find
 from insitu.engine.values import fit
 from insitu.errors import UnknownModuleError
 
-
 _SITES = ("output", "input", "inputs")
 
 
 class WrappedModule:
     """One module of a wrapped model. Naming it runs nothing; its sites exist while a pass runs."""
+
+    _module: nn.Module
+    _parent: "WrappedModule | None"
+    _name: str
+    _root: Any
+    _place: tuple[nn.Module | None, dict[str, Any], str]
+    """The module around this one, the dict it stands in there, and its key."""
+    _children: dict[Any, "WrappedModule"]
+    _extras: dict[str, nn.Module]
+    """Modules of ours beside the model's, such as `generator`."""
 
     def __init__(self, module: nn.Module, parent: "WrappedModule | None", name: str) -> None:
         set_ = self.__dict__.__setitem__
@@ -29,9 +38,12 @@ class WrappedModule:
         set_("_parent", parent)
         set_("_name", name)
         set_("_root", self if parent is None else parent._root)
-        set_("_place", (None, {}, "") if parent is None else (parent._module, parent._module._modules, name))
+        set_(
+            "_place",
+            (None, {}, "") if parent is None else (parent._module, parent._module._modules, name),
+        )
         set_("_children", {})
-        set_("_extras", {})  # modules of ours beside the model's, such as `generator`
+        set_("_extras", {})
 
     # Sites -----------------------------------------------------------------------------------
 
@@ -70,8 +82,8 @@ class WrappedModule:
     def skip(self, value: Any) -> None:
         """Replace the module's next call: it computes nothing and returns `value`.
 
-            with model.trace(x):
-                model.h[1].skip(model.h[0].output)
+        with model.trace(x):
+            model.h[1].skip(model.h[0].output)
         """
         find(self).skip(self, value)
 
@@ -91,7 +103,11 @@ class WrappedModule:
         if (found := self._child(name)) is not None:
             self.__dict__[name] = found
             return found
-        if name.endswith("_") and name[:-1] in type(self).__dict__ and (found := self._child(name[:-1])):
+        if (
+            name.endswith("_")
+            and name[:-1] in type(self).__dict__
+            and (found := self._child(name[:-1]))
+        ):
             return found
         try:
             return getattr(module, name)
@@ -144,7 +160,7 @@ class WrappedModule:
         return found
 
     def _submodule(self, name: str) -> nn.Module | None:
-        module = self._module._modules.get(name)
+        module: nn.Module | None = self._module._modules.get(name)
         return self._extras.get(name) if module is None else module
 
     def _refresh(self) -> None:
@@ -170,7 +186,9 @@ class WrappedModule:
             if not -len(names) <= key < len(names):
                 raise IndexError(f"{self._path} has {len(names)} modules; there is no [{key}].")
             name = str(key % len(names))
-            self._children[key] = found = self._child(name if name in names else list(names)[key])
+            found = self._child(name if name in names else list(names)[key])
+            if found is not None:
+                self._children[key] = found
             return found
         return self._at_path(str(key))
 

@@ -1,8 +1,8 @@
 """`NNsight`: any torch module, wrapped for tracing.
 
-    model = NNsight(net)
-    with model.trace(x):
-        h = model.layer1.output
+model = NNsight(net)
+with model.trace(x):
+    h = model.layer1.output
 """
 
 import inspect
@@ -93,7 +93,10 @@ class NNsight(WrappedModule):
 
     def _require_input(self) -> None:
         parameters = inspect.signature(self._module.forward).parameters.values()
-        if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        if all(
+            p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            for p in parameters
+        ):
             return
         raise no_input("trace", f"{type(self._module).__name__} needs {next(iter(parameters))}")
 
@@ -107,6 +110,7 @@ class Forward:
         self.kwargs = kwargs
 
     def __call__(self, run: Pass) -> Any:
+        """Make the call, inside its pass."""
         try:
             return self.module(*self.args, **self.kwargs)
         except RuntimeError as error:
@@ -116,13 +120,15 @@ class Forward:
 
     def _on_another_device(self) -> DeviceError | None:
         theirs = {p.device for p in self.module.parameters()}
-        given = {v.device for v in (*self.args, *self.kwargs.values()) if isinstance(v, torch.Tensor)}
+        given = {
+            v.device for v in (*self.args, *self.kwargs.values()) if isinstance(v, torch.Tensor)
+        }
         if not theirs or not given - theirs:
             return None
         there, here = sorted(map(str, theirs)), sorted(map(str, given - theirs))
         return DeviceError(
             f"the input is on {here[0]}, the model on {there[0]}.",
-            f"a forward pass needs both on one device; the model's parameters are on {', '.join(there)}.",
+            f"a forward pass needs both in one place; the parameters are on {', '.join(there)}.",
             f"pass input.to({there[0]!r}), or move the model with .to({here[0]!r}).",
         )
 

@@ -1,9 +1,9 @@
 """`LanguageModel`: a transformers model with its tokenizer, wrapped for tracing.
 
-    model = LanguageModel("demo")
-    with model.trace("The Eiffel Tower is in the city of"):
-        logits = model.lm_head.output
-    print(model.tokenizer.decode(logits[0, -1].argmax()))
+model = LanguageModel("demo")
+with model.trace("The Eiffel Tower is in the city of"):
+    logits = model.lm_head.output
+print(model.tokenizer.decode(logits[0, -1].argmax()))
 """
 
 import inspect
@@ -116,7 +116,9 @@ class LanguageModel(NNsight):
         """
         if generate is None:
             return Run(self, self._one_forward("open", args, kwargs), "trace", False)
-        return Run(self, self._generation(args, {"max_new_tokens": generate, **kwargs}), "generate", True)
+        return Run(
+            self, self._generation(args, {"max_new_tokens": generate, **kwargs}), "generate", True
+        )
 
     def _one_forward(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -129,7 +131,7 @@ class LanguageModel(NNsight):
 
     def _generation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Pass], Any]:
         inputs, settings = self._inputs("generate", args, kwargs)
-        if self.tokenizer is not None and self._module.generation_config.pad_token_id is None:  # type: ignore[union-attr]
+        if self.tokenizer is not None and self._transformer.generation_config.pad_token_id is None:
             settings.setdefault("pad_token_id", self.tokenizer.pad_token_id)
         return Generation(self._module, self._extras["generator"], {**inputs, **settings})
 
@@ -138,13 +140,19 @@ class LanguageModel(NNsight):
 
     def _refuse_generation_settings(self, settings: dict[str, Any]) -> None:
         unknown = set(settings) - self._forward_parameters()
-        wrong = sorted(name for name in unknown if hasattr(self._module.generation_config, name))  # type: ignore[arg-type]
+        wrong = sorted(
+            name for name in unknown if hasattr(self._transformer.generation_config, name)
+        )
         if wrong:
             raise UsageError(
                 f"trace() was given {wrong[0]}, a setting of generation.",
                 "trace runs the model once; the setting would have no effect.",
                 f"use model.generate(prompt, {wrong[0]}={settings[wrong[0]]!r}), or leave it out.",
             )
+
+    @property
+    def _transformer(self) -> Any:
+        return self._module
 
     # Inputs ----------------------------------------------------------------------------------
 
@@ -186,7 +194,11 @@ class LanguageModel(NNsight):
                 return _ids(torch.tensor([prompt]))
             if all(isinstance(part, (list, tuple)) for part in prompt):
                 return self._pad([list(part) for part in prompt])
-        kind = "an empty list" if isinstance(prompt, (list, tuple)) and not prompt else type(prompt).__name__
+        kind = (
+            "an empty list"
+            if isinstance(prompt, (list, tuple)) and not prompt
+            else type(prompt).__name__
+        )
         raise InputTypeError(
             f"{method}() cannot run on {kind}.",
             "a language model takes text, texts, token ids, or a tokenizer's output.",
@@ -217,9 +229,9 @@ class LanguageModel(NNsight):
 
     def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The same inputs on the device of the embedding, where token ids are needed."""
-        device = self._module.device
+        device = self._transformer.device
         return {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value  # type: ignore[arg-type]
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in inputs.items()
         }
 
@@ -232,6 +244,7 @@ class Generator(nn.Module):
         self.streamer = Streamer()
 
     def forward(self, ids: Any) -> Any:
+        """Give the ids on, for whoever reads `model.generator.output`."""
         return ids
 
 
@@ -239,23 +252,25 @@ class Streamer(nn.Module):
     """`model.generator.streamer`: called with each step's new tokens, one per row."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Give the tokens on, for whoever reads `model.generator.streamer.output`."""
         return tokens
 
 
 class Generation:
     """A `generate` call that is still to be made."""
 
-    def __init__(self, module: nn.Module, generator: nn.Module, settings: dict[str, Any]) -> None:
+    def __init__(self, module: Any, generator: nn.Module, settings: dict[str, Any]) -> None:
         self.module = module
         self.generator = generator
         self.settings = settings
 
     def __call__(self, run: Pass) -> Any:
+        """Generate, and tell the pass when the last step is over."""
         settings = self.settings
-        beams = settings.get("num_beams") or self.module.generation_config.num_beams or 1  # type: ignore[union-attr]
+        beams = settings.get("num_beams") or self.module.generation_config.num_beams or 1
         if beams == 1 and "streamer" not in settings:  # transformers streams no beam search
             settings = {**settings, "streamer": _Stream(self.generator.streamer)}
-        ids = self.module.generate(**settings)  # type: ignore[operator]
+        ids = self.module.generate(**settings)
         run.end_steps()
         return self.generator(ids)
 

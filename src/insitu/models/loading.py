@@ -97,7 +97,7 @@ def tokenizer_of(model: nn.Module) -> Any:
 
 
 def with_padding(tokenizer: Any) -> Any:
-    """The tokenizer set to pad on the left, so that the last position is the last token of each row."""
+    """The tokenizer, padding on the left: the last position is then each row's last token."""
     if tokenizer is not None:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
@@ -109,5 +109,5 @@ def _not_found(name: str, why: str) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"the model {name!r} could not be opened.",
         f"{why}.".replace("..", "."),
-        'give a folder with config.json and weights, a hub name, or "demo", which ships with insitu.',
+        'give a folder with config.json and weights, a hub name, or "demo", which is built in.',
     )

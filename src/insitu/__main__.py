@@ -1,0 +1,5 @@
+"""`python -m insitu`: see `insitu.cli`."""
+
+from insitu.cli import main
+
+main()
