@@ -9,6 +9,9 @@ with model.trace("The Eiffel Tower is in the city of"):
 print(model.tokenizer.decode(logits[0, -1].argmax()))
 """
 
+import importlib
+from typing import Any
+
 from insitu.engine.held import Run
 from insitu.engine.save import save
 from insitu.engine.trace import Tracer
@@ -60,3 +63,11 @@ __all__ = [
     "force",
     "save",
 ]
+
+_EXTENSION = ("load_ipython_extension", "unload_ipython_extension")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXTENSION:  # `%load_ext insitu`; importing insitu alone imports no IPython
+        return getattr(importlib.import_module("insitu.notebook.extension"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

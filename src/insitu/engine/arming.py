@@ -27,6 +27,8 @@ from insitu.engine.modes import swap
 from insitu.engine.switch import Exit, getcurrent
 
 Forward = Callable[..., Any]
+Placed = tuple[dict[str, Any], Forward, Forward | None]
+"""An instance's `__dict__`, the wrapper that was put there, and what was there before."""
 
 _grad = torch.is_grad_enabled
 _inference = torch.is_inference_mode_enabled
@@ -53,10 +55,28 @@ class Node(Protocol):
     def _refresh(self) -> None: ...
 
 
-def _output_only(run: Any, module: nn.Module, forward: Forward) -> Forward:
-    """The short wrapper: stops, when wanted, at what `forward` returned."""
+class Stopping(tuple[Any, nn.Module, Forward]):
+    """Stands in for a module's forward: `(run, module, forward)`. Abstract.
 
-    def forward_and_stop(*args: Any, **kwargs: Any) -> Any:
+    A tuple, because making one is what arming a module costs.
+    """
+
+    __slots__ = ()
+
+    @property
+    def __wrapped__(self) -> Forward:
+        """What it stands for, so that `inspect.signature` still tells the truth."""
+        return self[2]
+
+
+class AtOutput(Stopping):
+    """Stops, when wanted, at what the forward returned."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward, and let the block have what it returns."""
+        run, module, forward = self
         output = forward(*args, **kwargs)
         if run.want_output is not module or getcurrent() is not run.worker:
             return output
@@ -78,13 +98,15 @@ def _output_only(run: Any, module: nn.Module, forward: Forward) -> Forward:
             raise Exit
         return run.value
 
-    return forward_and_stop
 
+class AtBothSides(Stopping):
+    """Stops at the input and the output, can be skipped, and may be observed."""
 
-def _both_sides(run: Any, module: nn.Module, forward: Forward) -> Forward:
-    """The long wrapper: stops at the input and the output, can be skipped, and may be observed."""
+    __slots__ = ()
 
-    def forward_and_stop(*args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward, or not, with the block's arguments and for the block's output."""
+        run, module, forward = self
         if getcurrent() is not run.worker:
             return forward(*args, **kwargs)
         args, kwargs = run.enter(module, args, kwargs)
@@ -92,29 +114,19 @@ def _both_sides(run: Any, module: nn.Module, forward: Forward) -> Forward:
         output = run.take_skip(module) if skipped else forward(*args, **kwargs)
         return run.leave(module, args, kwargs, output)
 
-    return forward_and_stop
-
-
-_WRAPPERS = frozenset(
-    const
-    for factory in (_output_only, _both_sides)
-    for const in factory.__code__.co_consts
-    if hasattr(const, "co_name")
-)
-
 
 class Arming:
     """The modules a pass can stop at. Abstract: `Pass` adds what happens there."""
 
     __slots__ = ("callers", "hook_key", "hooked", "inputs", "outputs", "placed")
 
-    def __init__(self, callers: dict[nn.Module, tuple[nn.Module, ...]]) -> None:
-        self.callers = callers
-        self.outputs: set[nn.Module] = set()
-        self.inputs: set[nn.Module] = set()
-        self.placed: list[tuple[dict[str, Any], Forward, Forward | None]] = []
-        self.hooked: set[nn.Module] | None = None
-        self.hook_key = 0
+    callers: dict[nn.Module, tuple[nn.Module, ...]]
+    """For modules called from outside their own tree: who calls them."""
+    outputs: set[nn.Module]
+    inputs: set[nn.Module]
+    placed: list[Placed]
+    hooked: set[nn.Module] | None
+    hook_key: int
 
     def arm_output(self, node: Node, module: nn.Module) -> nn.Module:
         """Let the pass stop at what a module returns. Gives the module that is there now."""
@@ -129,10 +141,10 @@ class Arming:
             self._hook(module)
             return module
         outputs.add(module)
-        wrapper = _output_only(self, module, module.forward)
+        wrapper = AtOutput((self, module, module.forward))
         self.placed.append((namespace, wrapper, None))
         if namespace.setdefault("forward", wrapper) is not wrapper:
-            self._place_over(module, _output_only)
+            self._place_over(module, AtOutput)
         return module
 
     def arm_input(self, node: Node) -> nn.Module:
@@ -176,21 +188,21 @@ class Arming:
     def _arm_callers(self, module: nn.Module) -> None:
         for caller in self.callers[module]:
             if caller not in self.outputs:
-                self._place_over(caller, _output_only)
+                self._place_over(caller, AtOutput)
 
     def _arm_both(self, module: nn.Module) -> None:
         self.inputs.add(module)
         if module._forward_hooks:
             self._hook(module)
-        self._place_over(module, _both_sides)
+        self._place_over(module, AtBothSides)
 
-    def _place_over(self, module: nn.Module, wrap: Callable[..., Forward]) -> None:
+    def _place_over(self, module: nn.Module, kind: type[Stopping]) -> None:
         """Wrap what is there: the class's forward, or one of the instance's own (accelerate's)."""
         self.outputs.add(module)
         with _lock:
             namespace = module.__dict__
             before = namespace.get("forward")
-            wrapper = wrap(self, module, module.forward)
+            wrapper = kind((self, module, module.forward))
             self.placed.append((namespace, wrapper, before))
             namespace["forward"] = wrapper
 
@@ -210,11 +222,8 @@ class Arming:
 
 def _restore(namespace: dict[str, Any], before: Forward | None) -> None:
     """Put back what was there, unless that is a wrapper whose pass has ended meanwhile."""
-    while getattr(before, "__code__", None) in _WRAPPERS:
-        inside = dict(zip(before.__code__.co_freevars, before.__closure__, strict=True))  # type: ignore[union-attr,arg-type]
-        if not inside["run"].cell_contents.cleared:
-            break
-        before = _unless_its_own(inside["module"].cell_contents, inside["forward"].cell_contents)
+    while isinstance(before, Stopping) and before[0].cleared:
+        before = _unless_its_own(before[1], before[2])
     if before is not None:
         namespace["forward"] = before
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from insitu.engine import misses
-from insitu.engine.arming import Arming, Node
+from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.modes import Modes, current, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order
 from insitu.engine.switch import (
@@ -65,18 +65,25 @@ class Pass(Arming):
     """A forward pass that stops wherever its block asks it to."""
 
     __slots__ = (
-        "__weakref__", "args", "at_input", "at_output", "block", "block_modes", "call", "cleared",
-        "closed", "direct", "ended", "error", "here", "kind", "kwargs", "model_modes",
-        "observation", "order", "outer", "overrun", "result", "root", "single", "skips", "started", "step",
-        "stepping", "steps_over", "thread", "to_block", "to_model", "trail", "value", "want_any",
-        "want_input", "want_output", "want_step", "watch", "worker",
+        "__weakref__", "args", "at_input", "at_output", "block", "block_modes", "call",
+        "cleared", "closed", "direct", "ended", "error", "here", "kind", "kwargs", "model_modes",
+        "observation", "order", "outer", "overrun", "result", "root", "single", "skips",
+        "started", "step", "stepping", "steps_over", "thread", "to_block", "to_model", "trail",
+        "value", "want_any", "want_input", "want_output", "want_step", "watch", "worker",
     )  # fmt: skip
 
     def __init__(self, root: Any, call: Callable[["Pass"], Any], kind: str, stepping: bool) -> None:
         order: Order | None = root._orders.get(kind)
-        super().__init__(_NOBODY if order is None else order.callers)
         self.order = order
-        self.single = _NOWHERE if order is None else order.single
+        if order is None:
+            self.single, self.callers = _NOWHERE, _NOBODY
+        else:
+            self.single, self.callers = order.single, order.callers
+        self.outputs: set[nn.Module] = set()
+        self.inputs: set[nn.Module] = set()
+        self.placed: list[Placed] = []
+        self.hooked: set[nn.Module] | None = None
+        self.hook_key = 0
         self.root = root
         self.call = call
         self.kind = kind
@@ -129,7 +136,10 @@ class Pass(Arming):
             self.block_modes = grad
         else:
             self.block_modes = swap(self.model_modes)
-        self.to_model()
+        try:
+            self.to_model()
+        except SwitchError as error:
+            raise misses.other_thread(self) from error
         if self.at_output is module:
             return self.value
         raise self._missed(node, OUTPUT)
@@ -314,6 +324,7 @@ class Pass(Arming):
         except BaseException as error:
             self.error = error
         self.ended = True
+        self.direct = False
         self.at_output = self.at_input = None
         self.model_modes = swap(self.block_modes)
         assert self.block is not None
@@ -325,11 +336,14 @@ class Pass(Arming):
             self._observe()
         self.worker = getcurrent()
         self.started = True
-        self.block_modes = swap(self.model_modes)
+        block_modes = current()
+        if block_modes is not self.model_modes:
+            swap(self.model_modes)
         try:
             self.result = self.call(self)
         finally:
-            self.model_modes = swap(self.block_modes)
+            if block_modes is not self.model_modes:
+                swap(block_modes)
             self.worker = None
             self.ended = True
             self._clear()
