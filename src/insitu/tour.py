@@ -29,7 +29,7 @@ class Found:
     lens: tuple[tuple[Guess, ...], ...]
     """Per layer: the residual stream at the last position, read as a prediction."""
     patched: tuple[tuple[float, float], ...]
-    """Per layer: how likely the other answer is after patching the subject, and the last token."""
+    """After 0, 1, … layers: the other answer's chance, patching the subject or the last token."""
     other: str
     continued: str
     continued_edited: str
@@ -46,7 +46,7 @@ def explore(model: LanguageModel) -> Found:
                 lens.append(_top(model, model.lm_head(model.transformer.ln_f(stream)), 3))
             logits = model.lm_head.output
         with model.trace(OTHER):
-            streams = [layer.output[0].clone() for layer in layers]
+            streams = [layers[0].input[0].clone(), *(layer.output[0].clone() for layer in layers)]
             other = _top(model, model.lm_head.output, 1)[0][0]
         answer = _top(model, logits, 5)
         at, from_ = _last_token(model, SUBJECT), _last_token(model, OTHER_SUBJECT)
@@ -68,10 +68,12 @@ def _last_token(model: LanguageModel, subject: str) -> int:
 
 
 def _patch(model: LanguageModel, layer: int, put: tuple[int, torch.Tensor], answer: str) -> float:
-    """Put another prompt's residual stream into one position of one layer."""
+    """Put another prompt's residual stream into one position, after so many layers."""
     position, stream = put
     with model.trace(PROMPT):
-        model.transformer.h[layer].output[0, position] = stream
+        layers = model.transformer.h
+        before = layers[layer - 1].output if layer else layers[0].input
+        before[0, position] = stream
         chances = model.lm_head.output[0, -1].softmax(-1)
     return float(chances[model.tokenizer.encode(answer)[0]])
 
@@ -110,7 +112,7 @@ def as_text(found: Found) -> str:
         f"     {'':16}{'subject':>10}{'last token':>14}",
     ]
     lines += [
-        f"     transformer.h.{number:<4}{subject:10.1%}{last:14.1%}"
+        f"     after {number} layers  {subject:10.1%}{last:14.1%}"
         for number, (subject, last) in enumerate(found.patched)
     ]
     lines += [
@@ -132,7 +134,7 @@ def as_html(found: Found) -> str:
         for number, row in enumerate(found.lens)
     )
     patched = "".join(
-        f"<tr><th scope=row>transformer.h.{number}</th>"
+        f"<tr><th scope=row>after {number} layers</th>"
         f"<td>{_bar(subject)}</td><td>{_bar(last)}</td></tr>"
         for number, (subject, last) in enumerate(found.patched)
     )
@@ -193,7 +195,7 @@ pre {{ border: 1px solid var(--rule); border-radius: 6px; padding: .8rem 1rem; o
 unembedding: the logit lens.</p>
 <table>{lens}</table>
 <h2>What carries the answer</h2>
-<p>The residual stream of “{other}” put into this prompt, at one layer and one token; the bars show
+<p>The residual stream of “{other}” put into this prompt, at one depth and one token; the bars show
 how likely {answered} is then.</p>
 <table><thead><tr><th scope=col>patched at</th><th scope=col>last token of the subject</th>
 <th scope=col>last token of the prompt</th></tr></thead>{patched}</table>

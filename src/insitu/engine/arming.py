@@ -68,6 +68,10 @@ class Stopping(tuple[Any, nn.Module, Forward]):
         """What it stands for, so that `inspect.signature` still tells the truth."""
         return self[2]
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Called in the forward's place."""
+        raise NotImplementedError
+
 
 class AtOutput(Stopping):
     """Stops, when wanted, at what the forward returned."""
