@@ -27,7 +27,7 @@ from insitu.engine.modes import swap
 from insitu.engine.switch import Exit, getcurrent
 
 Forward = Callable[..., Any]
-Placed = tuple[dict[str, Any], Forward, Forward | None]
+Placed = tuple[dict[str, Any], Any, Any]
 """An instance's `__dict__`, the wrapper that was put there, and what was there before."""
 
 _grad = torch.is_grad_enabled
@@ -156,7 +156,8 @@ class Arming:
         module = node._module
         if module not in self.outputs:
             module = self.arm_output(node, module)
-        self._arm_both(module)
+        if module not in self.inputs:
+            self._arm_both(module)
         return module
 
     def arm_every(self, root: nn.Module) -> None:
@@ -185,7 +186,9 @@ class Arming:
         parent = node._parent
         if parent._module not in self.outputs:
             self.arm_output(parent, parent._module)
-        if node._place[1].get(node._name) is not node._module and node._name not in parent._extras:
+        around, siblings, name = node._place
+        stale = around is not parent._module or siblings.get(name) is not node._module
+        if stale and name not in parent._extras:
             node._refresh()
         return node._module
 

@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from insitu.engine import misses
-from insitu.engine.interleave import Pass, opened
+from insitu.engine.interleave import Pass
 from insitu.engine.order import INPUT, OUTPUT
+from insitu.engine.running import opened
 from insitu.engine.save import mount
 from insitu.engine.values import describe
 from insitu.engine.wrapped import WrappedModule
@@ -50,20 +51,24 @@ class Run:
             UnknownModuleError: the path names no module.
         """
         node, kind = self._site(site)
+        run = self._going()
+        run.unbound = True  # a breakpoint in a generation may lie in a later step
         try:
             if kind == INPUT:
-                self._pass.read_inputs(node)
-            elif self._pass.at_output is not node._module:
-                self._pass.read_output(node, node._module)
+                run.read_inputs(node)
+            elif run.at_output is not node._module:
+                run.read_output(node, node._module)
         finally:
+            run.unbound = False
             self._let_go_if_over()
         return self
 
     def step(self, count: int = 1) -> "Run":
         """Run until the next module has finished, `count` times over."""
+        run = self._going()
         try:
             for _ in range(count):
-                if self._pass.to_next_module() is None:
+                if run.to_next_module() is None:
                     break
         finally:
             self._let_go_if_over()
@@ -71,10 +76,9 @@ class Run:
 
     def finish(self) -> Any:
         """Run to the end and return what the model returned."""
+        run = self._going()
         try:
-            if self._pass.closed:
-                raise misses.pass_is_over(self._pass)
-            return self._pass.finish()
+            return run.finish()
         finally:
             self._let_go_if_over()
 
@@ -105,6 +109,13 @@ class Run:
         if run.at_output is not None:
             return run.value
         return (run.args, run.kwargs) if run.at_input is not None else None
+
+    def _going(self) -> Pass:
+        if self._pass.closed:
+            raise misses.pass_is_over(self._pass)
+        if self._pass.thread != threading.get_ident():
+            raise misses.other_thread(self._pass)
+        return self._pass
 
     def __enter__(self) -> "Run":
         return self

@@ -26,6 +26,7 @@ from insitu.engine import misses
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.modes import Modes, current, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order
+from insitu.engine.reachable import may_still_run
 from insitu.engine.switch import (
     Exit,
     Greenlet,
@@ -37,9 +38,6 @@ from insitu.engine.switch import (
 )
 from insitu.engine.values import Forced, describe, fit, same_kind
 from insitu.errors import TraceError, WriteError
-
-active: contextvars.ContextVar["Pass | None"] = contextvars.ContextVar("insitu_pass", default=None)
-"""The innermost pass of this thread or task; `Pass.outer` leads to those around it."""
 
 _NOWHERE: dict[nn.Module, tuple[int, int]] = {}
 _NOBODY: dict[nn.Module, tuple[nn.Module, ...]] = {}
@@ -69,7 +67,8 @@ class Pass(Arming):
         "cleared", "closed", "direct", "ended", "error", "here", "kind", "kwargs", "model_modes",
         "observation", "order", "outer", "overrun", "result", "root", "single", "skips",
         "started", "step", "stepping", "steps_over", "thread", "to_block", "to_model", "trail",
-        "value", "want_any", "want_input", "want_output", "want_step", "watch", "worker",
+        "unbound", "value", "want_any", "want_input", "want_output", "want_step", "watch",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, root: Any, call: Callable[["Pass"], Any], kind: str, stepping: bool) -> None:
@@ -105,7 +104,7 @@ class Pass(Arming):
         self.skips: dict[nn.Module, tuple[misses.Read, Any]] = {}
         self.here = self.step = -1
         self.want_any = self.started = self.direct = self.ended = self.closed = self.cleared = False
-        self.overrun = self.steps_over = False
+        self.overrun = self.steps_over = self.unbound = False
         self.value: Any = None
         self.args: Any = None
         self.kwargs: Any = None
@@ -117,11 +116,12 @@ class Pass(Arming):
     def read_output(self, node: Node, module: nn.Module, depth: int = 2) -> Any:
         """Run the model up to what a module returns."""
         if module not in self.outputs:
+            self._check_open(node, OUTPUT)
             module = self.arm_output(node, module)
         place = self.single.get(module)
         if place is not None:
             if place[0] < self.here:
-                raise self._missed(node, OUTPUT)
+                self._check_order(node, OUTPUT)
             self.here = place[0]
         frame = _getframe(depth)
         self.trail.append((node, OUTPUT, frame.f_code, frame.f_lasti))
@@ -139,19 +139,23 @@ class Pass(Arming):
         try:
             self.to_model()
         except SwitchError as error:
-            raise misses.other_thread(self) from error
-        if self.at_output is module:
-            return self.value
-        raise self._missed(node, OUTPUT)
+            raise self._in_another_thread() from error
+        if self.at_output is not module:
+            raise self._missed(node, OUTPUT)
+        if place is None and self.order is not None:
+            self.order.note(module)
+        return self.value
 
     def _read_output_slowly(self, node: Node, module: nn.Module) -> Any:
         """The first read of a pass, and reads while someone watches or the block moves about."""
-        if self.ended:
-            raise self._missed(node, OUTPUT)
+        if self.observation is not None and self.observation.has_left(module):
+            self._check_order(node, OUTPUT)
         self.want_output = module
         self.resume()
         if self.at_output is not module:
             raise self._missed(node, OUTPUT)
+        if self.order is not None:
+            self.order.note(module)
         if self.watch is not None:
             self.watch.arrived(
                 node, OUTPUT, self.value, misses.line(self.trail[-1]), max(self.step, 0)
@@ -178,10 +182,12 @@ class Pass(Arming):
         if module is self.at_input or module is self.at_output:
             return self.args, self.kwargs
         if module not in self.inputs:
+            self._check_open(node, INPUT)
             module = self.arm_input(node)
         place = self.single.get(module)
-        if (place is not None and place[1] < self.here) or self.ended:
-            raise self._missed(node, INPUT)
+        observed = self.observation is not None and self.observation.has_entered(module)
+        if observed or (place is not None and place[1] < self.here):
+            self._check_order(node, INPUT)
         frame = _getframe(depth)
         self.trail.append((node, INPUT, frame.f_code, frame.f_lasti))
         self.want_input = module
@@ -205,10 +211,8 @@ class Pass(Arming):
     def skip(self, node: Node, value: Any) -> None:
         """Let the module's next call return `value` without computing."""
         module = node._module
-        place = self.single.get(module)
-        gone_by = place is not None and place[1] < self.here and module is not self.at_input
-        if self.ended or gone_by or module is self.at_output:
-            raise self._missed(node, INPUT)
+        if module is not self.at_input:
+            self._check_skip(node, module)
         value = _checked_skip(value, node, self.order)
         if module not in self.inputs:
             module = self.arm_input(node)
@@ -219,6 +223,8 @@ class Pass(Arming):
         """Let the model run until it stands where it is wanted, or ends."""
         if self.closed or self.ended:
             raise misses.pass_is_over(self)
+        if self.thread != get_ident():
+            raise self._in_another_thread()
         if self.watch is not None:
             self._tell_leaving()
         self.at_output = self.at_input = None
@@ -228,11 +234,7 @@ class Pass(Arming):
             self.to_block = here.switch
         self.block_modes = swap(self.model_modes)
         if self.started:
-            try:
-                self.to_model()
-            except SwitchError as error:
-                swap(self.block_modes)
-                raise misses.other_thread(self) from error
+            self.to_model()
         else:
             self._start()
         if self.ended:
@@ -266,6 +268,13 @@ class Pass(Arming):
         if module is not None and module in self.single:
             self.here = self.single[module][OUTPUT]
         return module
+
+    def around(self) -> "Pass | None":
+        """The innermost pass around this one that still runs."""
+        outer = self.outer
+        while outer is not None and outer.closed:
+            outer = outer.outer
+        return outer
 
     def run_out(self) -> Any:
         """Run the pass to its end and return what the traced call returned."""
@@ -313,17 +322,20 @@ class Pass(Arming):
         self.worker = worker
         self.to_model = worker.switch
         self.started = True
-        self.direct = self.watch is None
+        self.direct = self.watch is None and self.observation is None
         worker.begin(self._run, contextvars.copy_context())
 
     def _run(self) -> Greenlet:
         try:
             self.result = self.call(self)
-        except Exit:
-            pass
+            self.ended = True
+        except Exit as error:
+            if self.block is None:
+                raise  # closed by another thread: this is the end of the greenlet
+            if not self.closed:
+                self.error, self.ended = error, True
         except BaseException as error:
-            self.error = error
-        self.ended = True
+            self.error, self.ended = error, True
         self.direct = False
         self.at_output = self.at_input = None
         self.model_modes = swap(self.block_modes)
@@ -373,6 +385,8 @@ class Pass(Arming):
             raise Exit
         if self.observation is not None:
             self.observation.enter(module)
+            if self.observation.order.complete:
+                self._learn()  # a second step has begun
         self.args, self.kwargs = args, kwargs
         if self.stepping and module is self.root._module:
             self._new_step()
@@ -398,7 +412,7 @@ class Pass(Arming):
     def _new_step(self) -> None:
         wanted = self.want_input if self.want_output is None else self.want_output
         bound = wanted is not None and wanted not in self.root._beside  # those outlast a step
-        self.overrun = bound and self.step >= 0
+        self.overrun = bound and self.step >= 0 and not self.unbound
         self.step += 1
         self.here = -1
         if self.overrun:
@@ -434,7 +448,11 @@ class Pass(Arming):
     def _learn(self) -> None:
         assert self.observation is not None
         self.observation.finish()
-        self.order = self.root._orders[self.kind] = self.observation.order
+        self.order = order = self.observation.order
+        self.root._orders[self.kind] = order
+        self.single, self.callers = order.single, order.callers
+        self.observation = None
+        self.direct = self.watch is None and not self.ended
 
     def _settle(self) -> None:
         """The model has run to its end: take away all that it needed."""
@@ -451,10 +469,40 @@ class Pass(Arming):
         self.cleared = True
         self.disarm()
         worker, self.worker = self.worker, None
-        if isinstance(worker, Worker):
+        if isinstance(worker, Worker) and self.thread == get_ident():
             release(worker)
         self.block = self.to_block = self.to_model = None
         self.value = self.args = self.kwargs = None
+
+    def _in_another_thread(self) -> TraceError:
+        self.want_output = self.want_input = None
+        self.here = -1  # what was asked for was not reached
+        self.trail.pop()
+        return misses.other_thread(self)
+
+    def _check_open(self, node: Node, kind: int) -> None:
+        if self.closed:
+            raise misses.pass_is_over(self)
+        if self.ended:
+            raise self._missed(node, kind)
+
+    def _check_order(self, node: Node, kind: int) -> None:
+        """The order says that a site has passed: raise if it cannot come again."""
+        if self.unbound and self.stepping:
+            return
+        standing = self.at_output if self.at_output is not None else self.at_input
+        frame = self.worker.gr_frame if isinstance(self.worker, Worker) else None
+        if standing is not None and may_still_run(node, standing, frame):
+            return
+        raise self._missed(node, kind)
+
+    def _check_skip(self, node: Node, module: nn.Module) -> None:
+        place = self.single.get(module)
+        gone_by = place is not None and place[1] < self.here
+        if self.observation is not None:
+            gone_by = self.observation.has_entered(module)
+        if self.ended or module is self.at_output or gone_by:
+            raise misses.skipped_too_late(node)
 
     def _missed(self, node: Node, kind: int) -> TraceError:
         if self.ended and not self.cleared:
@@ -482,26 +530,3 @@ def _checked_skip(value: Any, node: Node, order: Order | None) -> Any:
             f"give a value of that kind, or force it: {node._path}.skip(insitu.force(value)).",
         )
     return value
-
-
-opened: list[Pass] = []
-"""Passes held open, across cells and threads; the latest last."""
-
-
-def find(node: Node) -> Pass:
-    """The running pass of this node's model: the innermost around the caller, or one held open."""
-    candidate = active.get()
-    while candidate is not None:
-        if candidate.root is node._root and not candidate.closed:
-            return candidate
-        candidate = candidate.outer
-    held = [run for run in opened if run.root is node._root and not run.closed]
-    here = [run for run in held if run.thread == get_ident()]
-    if here:
-        return here[-1]
-    raise misses.other_thread(held[-1]) if held else misses.no_trace(node)
-
-
-def anything_runs() -> bool:
-    """Whether the caller is inside a trace or has a pass held open."""
-    return active.get() is not None or any(r.thread == get_ident() for r in opened)

@@ -45,8 +45,6 @@ def site(node: Node, kind: int) -> str:
 
 def missed(run: "Pass", node: Node, kind: int, overrun: bool) -> TraceError:
     """The pass went by, or ended, without coming to a site that was waited for."""
-    if node._module in run.skips:
-        return _skipped(run, node)
     order = run.order or (run.observation.order if run.observation else None)
     calls = order.calls(node._module) if order is not None else None
     if calls == 0 and not _asked_before(run, node):
@@ -114,10 +112,11 @@ def _position(order: Order | None, module: nn.Module, kind: int) -> int | None:
     return events[0] if events else None
 
 
-def _skipped(run: "Pass", node: Node) -> OutOfOrderError:
+def skipped_too_late(node: Node) -> OutOfOrderError:
+    """A module was to be skipped after it had begun."""
     return OutOfOrderError(
-        f"{node._path} was to be skipped, but the model has already passed it.",
-        "skip() replaces the module's next call, and no call followed.",
+        f"{node._path}.skip was asked for, but the model has already passed {node._path}.",
+        "skip() replaces the module's next call, and none follows.",
         f"call {node._path}.skip(...) before reading anything that runs later.",
     )
 

@@ -68,31 +68,36 @@ def _full() -> Special:
 
 def _install(left: Modes, to: Modes) -> None:
     if isinstance(left, Special) or isinstance(to, Special):
-        _install_special(left, to)
-    grad, inference = (to.grad, to.inference) if isinstance(to, Special) else (to, False)
+        _clear()
+    inference = isinstance(to, Special) and to.inference
     if _inference() != inference:
         _set_inference(inference)
+    grad = to.grad if isinstance(to, Special) else to
     if _grad() != grad:
         torch._C._set_grad_enabled(grad)
+    if isinstance(to, Special):
+        _add(to)
 
 
-def _install_special(left: Modes, to: Modes) -> None:
+def _clear() -> None:
+    """Take away every mode but grad and inference; a guard remembers what it was entered in."""
     for _ in range(_functions()):
         _pop_mode()  # type: ignore[no-untyped-call]
     for _ in range(_dispatches()):
         dispatch._pop_mode()
-    if isinstance(to, Special):
-        for device, enabled, dtype in to.autocast:
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-        torch.set_autocast_cache_enabled(to.autocast_cache)
-        for mode in to.functions:
-            _push_mode(mode)  # type: ignore[no-untyped-call]
-        for mode in to.dispatches:
-            dispatch._push_mode(mode)
-    elif isinstance(left, Special):
-        for device, _enabled, _dtype in left.autocast:
-            torch.set_autocast_enabled(device, False)
+    for device in _DEVICES:
+        torch.set_autocast_enabled(device, False)
+
+
+def _add(to: Special) -> None:
+    for device, enabled, dtype in to.autocast:
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+    torch.set_autocast_cache_enabled(to.autocast_cache)
+    for mode in to.functions:
+        _push_mode(mode)  # type: ignore[no-untyped-call]
+    for mode in to.dispatches:
+        dispatch._push_mode(mode)
 
 
 class _Guards(threading.local):

@@ -61,7 +61,12 @@ class Order:
         if not self.complete:
             return None
         seen = self.called.get(module)
-        return len(seen.starts) if seen is not None else 0
+        return 0 if seen is None else len(seen.starts) or None
+
+    def note(self, module: nn.Module) -> None:
+        """A later pass has called this module: if the observed one did not, it may run or not."""
+        if module not in self.called:
+            self.called[module] = Called()
 
 
 class Observation:
@@ -77,6 +82,15 @@ class Observation:
         """The pass ran to its end: the order is complete."""
         if not self.order.complete:
             self.order.close(self._root)
+
+    def has_entered(self, module: nn.Module) -> bool:
+        """Whether the pass has called a module."""
+        return module in self.order.called
+
+    def has_left(self, module: nn.Module) -> bool:
+        """Whether a call of a module has returned in this pass."""
+        seen = self.order.called.get(module)
+        return seen is not None and bool(seen.ends)
 
     def enter(self, module: nn.Module) -> None:
         """A module is called."""

@@ -13,9 +13,9 @@ from insitu.errors import UnknownModuleError
 _SHOWN_MAX = 8
 
 
-def nearest(name: str, names: Iterable[str]) -> list[str]:
+def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> list[str]:
     """Names like this one, the nearest first."""
-    return difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return difflib.get_close_matches(name, list(names), n=3, cutoff=likeness)
 
 
 def unknown(module: nn.Module, path: str, name: str) -> UnknownModuleError:

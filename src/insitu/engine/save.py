@@ -18,14 +18,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from insitu.engine.interleave import anything_runs
+from insitu.engine.running import anything_runs
 from insitu.errors import NoTraceError
 
 T = TypeVar("T")
 
 _BUILTINS: tuple[type, ...] = (
     bool, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple,
-    type(None),
 )  # fmt: skip
 _mounted = False
 

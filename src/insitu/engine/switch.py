@@ -47,17 +47,23 @@ class Worker(_greenlet.greenlet):  # type: ignore[misc]
         self.gr_context: contextvars.Context | None = context
         self.switch()
 
-    def run(self) -> None:
-        """What greenlet calls first: serve tasks until the worker is dropped."""
-        _enter(self._serve)
 
-    def _serve(self) -> None:
-        while True:
-            task, self.task = self.task, None
-            assert task is not None
-            back = task()
-            del task
-            back.switch()
+def _live() -> None:
+    _enter(_serve)
+
+
+def _serve() -> None:
+    """Serve tasks until the worker is dropped; no local may refer to it, or it never would be."""
+    while True:
+        back = _next_task()()
+        back.switch()
+
+
+def _next_task() -> Task:
+    worker: Worker = getcurrent()
+    task, worker.task = worker.task, None
+    assert task is not None
+    return task
 
 
 class _Parked(threading.local):
@@ -71,11 +77,11 @@ _parked = _Parked()
 def acquire() -> Worker:
     """Take a parked worker of this thread, or make one."""
     workers = _parked.workers
-    return workers.pop() if workers else Worker()
+    return workers.pop() if workers else Worker(_live)
 
 
 def release(worker: Worker) -> None:
-    """Park a worker whose task has returned; one that died is dropped."""
+    """Park a worker whose task has returned; beyond a few it is dropped, and ends."""
     workers = _parked.workers
     if not worker.dead and len(workers) < PARKED_MAX:
         worker.gr_context = None  # or it would keep the last run's values alive

@@ -14,7 +14,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from insitu.engine import steps
-from insitu.engine.interleave import Pass, Watcher, active
+from insitu.engine.interleave import Pass, Watcher
+from insitu.engine.running import active
 from insitu.engine.save import mount
 from insitu.errors import PassClosedError
 
@@ -68,7 +69,7 @@ class Tracer:
         finally:
             run.close()
             if active.get() is run:
-                active.set(run.outer)
+                active.set(run.around())
 
     @property
     def result(self) -> Any:

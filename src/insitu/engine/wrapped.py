@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from insitu.engine import paths
-from insitu.engine.interleave import active, find
+from insitu.engine.running import active, find
 from insitu.engine.values import fit
 from insitu.errors import UnknownModuleError
 
@@ -140,7 +140,7 @@ class WrappedModule:
             run.write_inputs(self, (), {**kwargs, first: value})
 
     def _set_other(self, name: str, value: Any) -> None:
-        close = paths.nearest(name, _SITES)
+        close = paths.nearest(name, _SITES, 0.7)
         if name in self.__dict__ or (self._parent is None and not close):
             object.__setattr__(self, name, value)  # a model may carry what its user hangs on it
             return

@@ -1,0 +1,136 @@
+"""Whether a module can still be called from where a pass stands.
+
+    may_still_run(node, standing, frame)
+
+A block that asks for a module which, by the learned order, runs earlier is probably wrong; but a
+model may order its modules by its input. So before an order error is raised early, the forward that
+contains both is looked at: from the instruction it is parked at, can it still come to this module's
+name? In a loop it can; below the last use of the name it cannot. Only then is the error certain.
+"""
+
+import dis
+import itertools
+from collections.abc import Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import nn
+
+from insitu.engine.arming import Node
+
+_ENDS = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
+_LOADS = ("LOAD_ATTR", "LOAD_METHOD")
+_METHODS_DEEP = 3
+
+Span = tuple[int | None, int | None, int | None, int | None]
+"""First line, last line, first column, last column."""
+
+
+def may_still_run(node: Node, standing: nn.Module, frame: FrameType | None) -> bool:
+    """Whether the parked model may call a module after the one it stands at.
+
+    Args:
+        node: the module asked for.
+        standing: the module the pass stands at.
+        frame: the innermost frame of the parked model.
+    """
+    child, around = node, node._parent
+    while around is not None:
+        if standing in _inside(around._module):
+            running = [f for f in _frames(frame) if _self_of(f) is around._module]
+            if running or around._parent is None:
+                return any(_comes_to(f, child._name, around._module) for f in running)
+        child, around = around, around._parent
+    return False
+
+
+def _inside(module: nn.Module) -> set[nn.Module]:
+    return set(module.modules()) - {module}
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _self_of(frame: FrameType) -> Any:
+    names = frame.f_code.co_varnames
+    return frame.f_locals.get(names[0]) if frame.f_code.co_argcount and names else None
+
+
+def _comes_to(frame: FrameType, name: str, module: nn.Module) -> bool:
+    """Whether a name, or a method that uses it, lies on a way from the frame's instruction."""
+    code, at = frame.f_code, frame.f_lasti
+    for loaded in _names_ahead(code, at) | _names_waiting(code, at):
+        if loaded == name or _uses(getattr(type(module), loaded, None), name, module, 0):
+            return True
+    return False
+
+
+def _uses(method: Any, name: str, module: nn.Module, depth: int) -> bool:
+    code = getattr(method, "__code__", None)
+    if code is None or getattr(nn.Module, method.__name__, None) is method:
+        return False
+    if name in code.co_names or depth == _METHODS_DEEP:
+        return True
+    return any(
+        _uses(getattr(type(module), other, None), name, module, depth + 1)
+        for other in code.co_names
+        if other != method.__name__
+    )
+
+
+def _names_ahead(code: CodeType, at: int) -> set[str]:
+    """Attributes loaded on any way from an instruction on, without the instruction itself."""
+    instructions = {i.offset: i for i in dis.get_instructions(code)}
+    offsets = sorted(instructions)
+    following = dict(itertools.pairwise(offsets))
+    pending = [following[at]] if at in following else []
+    seen: set[int] = set()
+    names: set[str] = set()
+    while pending:
+        offset = pending.pop()
+        if offset in seen:
+            continue
+        seen.add(offset)
+        step = instructions[offset]
+        if step.opname in _LOADS:
+            names.add(str(step.argval))
+        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            pending.append(step.argval)
+        if step.opname not in _ENDS and not _always_jumps(step.opname) and offset in following:
+            pending.append(following[offset])
+    return names
+
+
+def _always_jumps(name: str) -> bool:
+    return name in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE")
+
+
+def _names_waiting(code: CodeType, at: int) -> set[str]:
+    """Attributes already loaded for a call that this one is an argument of: `self.a(self.b(x))`."""
+    spans = list(code.co_positions())
+    here = spans[at // 2]
+    names: set[str] = set()
+    for step in dis.get_instructions(code):
+        span = spans[step.offset // 2]
+        if step.offset <= at or not step.opname.startswith("CALL") or not _encloses(span, here):
+            continue
+        for earlier in dis.get_instructions(code):
+            inside = earlier.offset < at and _encloses(span, spans[earlier.offset // 2])
+            if (
+                inside
+                and earlier.opname in _LOADS
+                and not _encloses(here, spans[earlier.offset // 2])
+            ):
+                names.add(str(earlier.argval))
+    return names
+
+
+def _encloses(outer: Span, inner: Span) -> bool:
+    """Whether one piece of source lies strictly inside another; unknown positions do not."""
+    if None in outer or None in inner or outer == inner:
+        return False
+    (first, last, left, right), (first_in, last_in, left_in, right_in) = outer, inner
+    return (first, left) <= (first_in, left_in) and (last_in, right_in) <= (last, right)

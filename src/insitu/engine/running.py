@@ -1,0 +1,36 @@
+"""Which pass a piece of code is in: the innermost `with` around it, or one held open.
+
+run = find(model.transformer.h[0])
+"""
+
+import contextvars
+from threading import get_ident
+
+from insitu.engine import misses
+from insitu.engine.arming import Node
+from insitu.engine.interleave import Pass
+
+active: contextvars.ContextVar[Pass | None] = contextvars.ContextVar("insitu_pass", default=None)
+"""The innermost pass of this thread or task; `Pass.outer` leads to those around it."""
+
+opened: list[Pass] = []
+"""Passes held open, across cells and threads; the latest last."""
+
+
+def find(node: Node) -> Pass:
+    """The running pass of this node's model: the innermost around the caller, or one held open."""
+    candidate = active.get()
+    while candidate is not None:
+        if candidate.root is node._root and not candidate.closed:
+            return candidate
+        candidate = candidate.outer
+    held = [run for run in opened if run.root is node._root and not run.closed]
+    here = [run for run in held if run.thread == get_ident()]
+    if here:
+        return here[-1]
+    raise misses.other_thread(held[-1]) if held else misses.no_trace(node)
+
+
+def anything_runs() -> bool:
+    """Whether the caller is inside a trace or has a pass held open."""
+    return active.get() is not None or any(r.thread == get_ident() for r in opened)
