@@ -170,9 +170,8 @@ class Arming:
         """Put every module's own forward back."""
         with _lock:
             for namespace, wrapper, before in reversed(self.placed):
-                there = namespace.pop("forward", None)
-                if there is not wrapper or before is not None:
-                    _restore(namespace, before if there is wrapper else there)
+                if namespace.get("forward") is wrapper:  # or another pass's stands over it
+                    _restore(namespace, before)
         for module in self.hooked or ():
             module._forward_hooks.pop(self.hook_key, None)
             module._forward_hooks_with_kwargs.pop(self.hook_key, None)
@@ -231,7 +230,9 @@ def _restore(namespace: dict[str, Any], before: Forward | None) -> None:
     """Put back what was there, unless that is a wrapper whose pass has ended meanwhile."""
     while isinstance(before, Stopping) and before[0].cleared:
         before = _unless_its_own(before[1], before[2])
-    if before is not None:
+    if before is None:
+        del namespace["forward"]
+    else:
         namespace["forward"] = before
 
 

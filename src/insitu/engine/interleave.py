@@ -11,6 +11,9 @@
 The block stays in its own frame; the model is what gets parked. Between a hook and the block there
 is as little code as possible: caches are cold between two layers of a real model, so path length is
 what a read costs.
+
+Over 400 lines: the two sides share one state, and splitting them would only hide which side a line
+runs on.
 """
 
 import contextvars
@@ -22,11 +25,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from insitu.engine import misses
+from insitu.engine import checks, misses
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.modes import Modes, current, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order
-from insitu.engine.reachable import may_still_run
 from insitu.engine.switch import (
     Exit,
     Greenlet,
@@ -36,8 +38,7 @@ from insitu.engine.switch import (
     getcurrent,
     release,
 )
-from insitu.engine.values import Forced, describe, fit, same_kind
-from insitu.errors import TraceError, WriteError
+from insitu.engine.values import fit
 
 _NOWHERE: dict[nn.Module, tuple[int, int]] = {}
 _NOBODY: dict[nn.Module, tuple[nn.Module, ...]] = {}
@@ -116,12 +117,12 @@ class Pass(Arming):
     def read_output(self, node: Node, module: nn.Module, depth: int = 2) -> Any:
         """Run the model up to what a module returns."""
         if module not in self.outputs:
-            self._check_open(node, OUTPUT)
+            checks.still_open(self, node, OUTPUT)
             module = self.arm_output(node, module)
         place = self.single.get(module)
         if place is not None:
             if place[0] < self.here:
-                self._check_order(node, OUTPUT)
+                checks.may_come(self, node, OUTPUT)
             self.here = place[0]
         frame = _getframe(depth)
         self.trail.append((node, OUTPUT, frame.f_code, frame.f_lasti))
@@ -139,9 +140,9 @@ class Pass(Arming):
         try:
             self.to_model()
         except SwitchError as error:
-            raise self._in_another_thread() from error
+            raise checks.in_another_thread(self) from error
         if self.at_output is not module:
-            raise self._missed(node, OUTPUT)
+            raise checks.missed(self, node, OUTPUT)
         if place is None and self.order is not None:
             self.order.note(module)
         return self.value
@@ -149,11 +150,11 @@ class Pass(Arming):
     def _read_output_slowly(self, node: Node, module: nn.Module) -> Any:
         """The first read of a pass, and reads while someone watches or the block moves about."""
         if self.observation is not None and self.observation.has_left(module):
-            self._check_order(node, OUTPUT)
+            checks.may_come(self, node, OUTPUT)
         self.want_output = module
         self.resume()
         if self.at_output is not module:
-            raise self._missed(node, OUTPUT)
+            raise checks.missed(self, node, OUTPUT)
         if self.order is not None:
             self.order.note(module)
         if self.watch is not None:
@@ -182,18 +183,18 @@ class Pass(Arming):
         if module is self.at_input or module is self.at_output:
             return self.args, self.kwargs
         if module not in self.inputs:
-            self._check_open(node, INPUT)
+            checks.still_open(self, node, INPUT)
             module = self.arm_input(node)
         place = self.single.get(module)
         observed = self.observation is not None and self.observation.has_entered(module)
         if observed or (place is not None and place[1] < self.here):
-            self._check_order(node, INPUT)
+            checks.may_come(self, node, INPUT)
         frame = _getframe(depth)
         self.trail.append((node, INPUT, frame.f_code, frame.f_lasti))
         self.want_input = module
         self.resume()
         if self.at_input is not module:
-            raise self._missed(node, INPUT)
+            raise checks.missed(self, node, INPUT)
         if place is not None:
             self.here = place[1]
         if self.watch is not None:
@@ -212,8 +213,8 @@ class Pass(Arming):
         """Let the module's next call return `value` without computing."""
         module = node._module
         if module is not self.at_input:
-            self._check_skip(node, module)
-        value = _checked_skip(value, node, self.order)
+            checks.may_skip(self, node, module)
+        value = checks.fitting_skip(value, node, self.order)
         if module not in self.inputs:
             module = self.arm_input(node)
         frame = _getframe(2)
@@ -224,7 +225,7 @@ class Pass(Arming):
         if self.closed or self.ended:
             raise misses.pass_is_over(self)
         if self.thread != get_ident():
-            raise self._in_another_thread()
+            raise checks.in_another_thread(self)
         if self.watch is not None:
             self._tell_leaving()
         self.at_output = self.at_input = None
@@ -238,7 +239,7 @@ class Pass(Arming):
         else:
             self._start()
         if self.ended:
-            self._settle()
+            self.settle()
 
     def advance(self, step: int) -> bool:
         """Run to the beginning of a step; False when the run has no such step."""
@@ -454,7 +455,7 @@ class Pass(Arming):
         self.observation = None
         self.direct = self.watch is None and not self.ended
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """The model has run to its end: take away all that it needed."""
         if self.error is None and self.observation is not None:
             self._learn()
@@ -474,59 +475,9 @@ class Pass(Arming):
         self.block = self.to_block = self.to_model = None
         self.value = self.args = self.kwargs = None
 
-    def _in_another_thread(self) -> TraceError:
-        self.want_output = self.want_input = None
-        self.here = -1  # what was asked for was not reached
-        self.trail.pop()
-        return misses.other_thread(self)
-
-    def _check_open(self, node: Node, kind: int) -> None:
-        if self.closed:
-            raise misses.pass_is_over(self)
-        if self.ended:
-            raise self._missed(node, kind)
-
-    def _check_order(self, node: Node, kind: int) -> None:
-        """The order says that a site has passed: raise if it cannot come again."""
-        if self.unbound and self.stepping:
-            return
-        standing = self.at_output if self.at_output is not None else self.at_input
-        frame = self.worker.gr_frame if isinstance(self.worker, Worker) else None
-        if standing is not None and may_still_run(node, standing, frame):
-            return
-        raise self._missed(node, kind)
-
-    def _check_skip(self, node: Node, module: nn.Module) -> None:
-        place = self.single.get(module)
-        gone_by = place is not None and place[1] < self.here
-        if self.observation is not None:
-            gone_by = self.observation.has_entered(module)
-        if self.ended or module is self.at_output or gone_by:
-            raise misses.skipped_too_late(node)
-
-    def _missed(self, node: Node, kind: int) -> TraceError:
-        if self.ended and not self.cleared:
-            self._settle()
-        self.want_output = self.want_input = None
-        overrun, self.overrun = self.overrun, False
-        return misses.missed(self, node, kind, overrun)
-
     def _tell_leaving(self) -> None:
         assert self.watch is not None
         if self.at_output is not None:
             self.watch.leaving(self.value)
         elif self.at_input is not None:
             self.watch.leaving((self.args, self.kwargs))
-
-
-def _checked_skip(value: Any, node: Node, order: Order | None) -> Any:
-    if isinstance(value, Forced):
-        return value.value
-    seen = order.called.get(node._module) if order is not None else None
-    if seen is not None and seen.output and not same_kind(value, seen.output):
-        raise WriteError(
-            f"the value given to {node._path}.skip does not fit: {describe(value)}.",
-            f"it stands for what the module returns, and that was {seen.output}.",
-            f"give a value of that kind, or force it: {node._path}.skip(insitu.force(value)).",
-        )
-    return value

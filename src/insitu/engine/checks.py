@@ -1,0 +1,77 @@
+"""What a pass refuses, and when: before it arms a module, runs on, or skips one."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from insitu.engine import misses
+from insitu.engine.arming import Node
+from insitu.engine.order import Order
+from insitu.engine.reachable import may_still_run
+from insitu.engine.switch import Worker
+from insitu.engine.values import Forced, describe, same_kind
+from insitu.errors import TraceError, WriteError
+
+if TYPE_CHECKING:
+    from insitu.engine.interleave import Pass
+
+
+def still_open(run: "Pass", node: Node, kind: int) -> None:
+    """Raise if the pass can go nowhere any more."""
+    if run.closed:
+        raise misses.pass_is_over(run)
+    if run.ended:
+        raise missed(run, node, kind)
+
+
+def may_come(run: "Pass", node: Node, kind: int) -> None:
+    """The order says that a site has passed: raise if it cannot come again."""
+    if run.unbound and run.stepping:
+        return
+    standing = run.at_output if run.at_output is not None else run.at_input
+    frame = run.worker.gr_frame if isinstance(run.worker, Worker) else None
+    if standing is None or not may_still_run(node, standing, frame):
+        raise missed(run, node, kind)
+
+
+def may_skip(run: "Pass", node: Node, module: nn.Module) -> None:
+    """Raise if a module has begun, so that its call can no longer be skipped."""
+    if run.closed:
+        raise misses.pass_is_over(run)
+    place = run.single.get(module)
+    begun = place is not None and place[1] < run.here
+    if run.observation is not None:
+        begun = run.observation.has_entered(module)
+    if run.ended or module is run.at_output or begun:
+        raise misses.skipped_too_late(node)
+
+
+def fitting_skip(value: Any, node: Node, order: Order | None) -> Any:
+    """The value to return instead of a call, checked against what the module returned before."""
+    if isinstance(value, Forced):
+        return value.value
+    seen = order.called.get(node._module) if order is not None else None
+    if seen is not None and seen.output and not same_kind(value, seen.output):
+        raise WriteError(
+            f"the value given to {node._path}.skip does not fit: {describe(value)}.",
+            f"it stands for what the module returns, and that was {seen.output}.",
+            f"give a value of that kind, or force it: {node._path}.skip(insitu.force(value)).",
+        )
+    return value
+
+
+def missed(run: "Pass", node: Node, kind: int) -> TraceError:
+    """A site that was asked for did not come; the model's own error comes first."""
+    if run.ended and not run.cleared:
+        run.settle()
+    run.want_output = run.want_input = None
+    overrun, run.overrun = run.overrun, False
+    return misses.missed(run, node, kind, overrun)
+
+
+def in_another_thread(run: "Pass") -> TraceError:
+    """The pass is parked on another thread's stack; what was asked for was not reached."""
+    run.want_output = run.want_input = None
+    run.here = -1
+    del run.trail[-1:]
+    return misses.other_thread(run)

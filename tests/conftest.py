@@ -1,0 +1,129 @@
+"""Models small enough to trace in milliseconds, and the guard that every trace cleans up."""
+
+import gc
+import os
+import weakref
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from insitu import LanguageModel, NNsight
+from insitu.engine import running, switch
+
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+TEXT = (
+    "The Eiffel Tower is in the city of Paris. The Colosseum is in the city of Rome. "
+    "Buckingham Palace is in the city of London. Once upon a time a model was read in its place. "
+)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    layers = {"layer1": torch.nn.Linear(5, 10), "layer2": torch.nn.Linear(10, 2)}
+    return torch.nn.Sequential(torch.nn.modules.container.OrderedDict(layers))
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(1)
+    return torch.rand(1, 5)
+
+
+def train_tokenizer():
+    tokenizer = Tokenizer(tokenizer_models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT] * 5, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>", pad_token="<|end|>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2():
+    """A random GPT-2 of 4 layers and width 32, and a tokenizer: `(model, tokenizer)`."""
+    tokenizer = train_tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=4, n_embd=32, n_head=4, vocab_size=len(tokenizer), n_positions=64,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    for weight in model.parameters():  # spread them, so that a change inside shows at the end
+        weight.mul_(4 if weight.dim() > 1 else 1)
+    model.generation_config.update(eos_token_id=None, pad_token_id=0, do_sample=False)
+    return model, tokenizer
+
+
+@pytest.fixture
+def llm(tiny_gpt2):
+    model, tokenizer = tiny_gpt2
+    return LanguageModel(model, tokenizer=tokenizer)
+
+
+def ours_on(module):
+    """What a trace has put on a module."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    placed = (module.__dict__.get("forward"), *hooks)
+    return [it for it in placed if (getattr(it, "__module__", None) or "").startswith("insitu")]
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # the guard then looks only at what tests make
+
+
+def live_greenlets():
+    kinds = (switch.Worker, switch.Greenlet)
+    return [o for o in gc.get_objects() if type(o) in kinds and o and o.parent]
+
+
+def unparked():
+    return len(live_greenlets()) - switch.parked()
+
+
+def assert_nothing_is_left(roots, unparked_before):
+    for root in roots:
+        for module in root.modules():
+            assert not ours_on(module), f"left on {type(module).__name__}"
+    if unparked() != unparked_before:
+        gc.collect()  # a traceback may keep a run in a cycle
+    assert unparked() == unparked_before
+    assert switch.parked() <= switch.PARKED_MAX
+    assert running.active.get() is None
+    assert running.opened == []
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert not torch._C._is_any_autocast_enabled()
+    assert torch._C._len_torch_function_stack() == torch._C._len_torch_dispatch_stack() == 0
+
+
+@pytest.fixture(autouse=True)
+def left_nothing(monkeypatch):
+    """After every test: no hook, no forward, no greenlet but the parked ones, modes as before."""
+    roots, unparked_before = weakref.WeakSet(), unparked()
+    wrap = NNsight.__init__
+
+    def note(self, module):
+        wrap(self, module)
+        roots.add(module)
+
+    monkeypatch.setattr(NNsight, "__init__", note)
+    yield
+    try:
+        assert_nothing_is_left(roots, unparked_before)
+    finally:  # one test's failure is not the next one's
+        running.active.set(None)
+        running.opened.clear()

@@ -1,0 +1,70 @@
+"""`.save()` marks a value and returns it."""
+
+import pytest
+import torch
+
+import insitu
+from insitu import NNsight
+
+SAVED = [
+    torch.ones(2), [1], {"a": 1}, (1, 2), {1}, frozenset({1}), 3, 2.5, True, "text", b"bytes",
+    1j, range(3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", SAVED, ids=lambda v: type(v).__name__)
+def test_saving_returns_the_very_value(net, x, value):
+    with NNsight(net).trace(x):
+        assert value.save() is value
+        assert insitu.save(value) is value
+
+
+def test_names_need_no_saving(net, x):
+    model = NNsight(net)
+    with model.trace(x):
+        norms = list().save()  # noqa: C408 - the reference's spelling
+        norms.append(model.layer1.output.norm().item().save())
+        hidden = model.layer1.output.save()
+    assert norms == [hidden.norm().item()]
+
+
+def test_saving_outside_a_trace_raises(net, x):
+    with NNsight(net).trace(x):
+        pass
+    for save in (lambda: insitu.save(1), lambda: torch.ones(1).save(), lambda: [].save()):
+        with pytest.raises(insitu.NoTraceError, match="outside a trace"):
+            save()
+
+
+def test_anything_can_be_saved_by_the_function(net, x):
+    thing = object()
+    with NNsight(net).trace(x):
+        assert insitu.save(thing) is thing
+
+
+def test_object_and_classes_of_the_users_have_no_save(net, x):
+    class Mine:
+        pass
+
+    with NNsight(net).trace(x):
+        assert not hasattr(object(), "save")
+        assert not hasattr(Mine(), "save")
+        assert not hasattr(torch.nn.Linear(1, 1), "save")
+
+
+def test_a_users_own_save_method_wins(net, x):
+    class Results(list):
+        def save(self):
+            return "mine"
+
+    with NNsight(net).trace(x):
+        assert Results().save() == "mine"
+    assert Results().save() == "mine"
+
+
+def test_saving_in_a_pass_held_open(net, x):
+    model = NNsight(net)
+    run = model.open(x)
+    hidden = model.layer1.output.save()
+    run.finish()
+    assert torch.equal(hidden, net.layer1(x))
