@@ -58,9 +58,10 @@ def test_several_prompts_not_in_a_list(llm):
 
 def test_an_input_on_another_device(net, x):
     meta = NNsight(nn.Linear(5, 2, device="meta"))
-    with pytest.raises(
-        insitu.DeviceError, match="the input is on cpu, the model on meta"
-    ) as caught, meta.trace(x):
+    with (
+        pytest.raises(insitu.DeviceError, match="the input is on cpu, the model on meta") as caught,
+        meta.trace(x),
+    ):
         meta.output
     assert "input.to('meta')" in three_lines(caught.value).next
     assert isinstance(caught.value.__cause__, RuntimeError)

@@ -12,6 +12,7 @@ the first trace begins, and stays: a type changed a thousand times loses its att
 good on Python 3.13, so mounting for each trace would slow the whole process down.
 """
 
+import collections
 import ctypes
 import gc
 from typing import Any, TypeVar
@@ -65,6 +66,8 @@ def mount() -> None:
     modified = ctypes.pythonapi.PyType_Modified
     modified.argtypes = (ctypes.py_object,)
     modified.restype = None
+    # IPython asks UserString for every name that str has.
+    collections.UserString.save = _save  # type: ignore[attr-defined]
     for kind in _BUILTINS:
         namespace = gc.get_referents(kind.__dict__)[0]  # the dict behind the read-only view
         namespace["save"] = _save

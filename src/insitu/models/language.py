@@ -140,8 +140,11 @@ class LanguageModel(NNsight):
 
     def _refuse_generation_settings(self, settings: dict[str, Any]) -> None:
         unknown = set(settings) - self._forward_parameters()
+        model = self._transformer
         wrong = sorted(
-            name for name in unknown if hasattr(self._transformer.generation_config, name)
+            name
+            for name in unknown
+            if hasattr(model.generation_config, name) and not hasattr(model.config, name)
         )
         if wrong:
             raise UsageError(

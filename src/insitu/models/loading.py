@@ -42,7 +42,10 @@ def load(name: str, settings: dict[str, Any], *, with_tokenizer: bool) -> tuple[
 def _open(
     place: str, local: bool, settings: dict[str, Any], with_tokenizer: bool, transformers: Any
 ) -> tuple[nn.Module, Any]:
-    config = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
+    try:
+        config = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
+    except ValueError as error:  # a folder, or a config.json, of something else
+        raise OSError(str(error)) from error
     kind = _model_class(transformers, config)
     model = kind.from_pretrained(place, local_files_only=local, **settings).eval()
     if not with_tokenizer:

@@ -1,0 +1,1 @@
+"""The workbench in Jupyter: `%%trace`, its run card, rich displays, completion, hover."""

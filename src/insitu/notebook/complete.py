@@ -1,0 +1,83 @@
+"""Completion of module paths: `model.transformer.h[0].` offers what a block can say there.
+
+    candidates("logits = model.transformer.h[0].", ip.user_ns)
+    # ("", ["ln_1", "attn", "ln_2", "mlp", "output", "input", "inputs", "skip"])
+
+Submodules and sites only: not the hundred methods of `nn.Module`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
+from torch import nn
+
+from insitu.engine.wrapped import WrappedModule
+from insitu.notebook.request import OPTIONS
+from insitu.notebook.spoken import PATH, resolve
+
+_no_forward = nn.Module.forward
+SITES = ("output", "input", "inputs", "skip")
+ROOT = ("trace", "generate", "open", "tokenizer")
+INDEXES_MAX = 200
+
+_ATTRIBUTE = re.compile(PATH + r"\.([A-Za-z_]\w*)?$")
+_INDEX = re.compile(PATH + r"\[\s*(\d*)$")
+_OPTION = re.compile(r"^%%trace\s.*?\s(-[-\w]*)$")
+
+
+def candidates(before: str, names: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """The word being typed and what it may become; None where no module path stands.
+
+    Args:
+        before: the line up to the cursor.
+        names: the notebook's variables.
+    """
+    if found := _OPTION.match(before):
+        return found[1], [option for option in OPTIONS if option.startswith(found[1])]
+    if found := _ATTRIBUTE.search(before):
+        node = resolve(found[1], found[2], names)
+        typed = found[3] or ""
+        return None if node is None else (typed, _starting(typed, _attributes(node)))
+    if found := _INDEX.search(before):
+        node = resolve(found[1], found[2], names)
+        return None if node is None else (found[3], _starting(found[3], _indexes(node)))
+    return None
+
+
+def _attributes(node: WrappedModule) -> list[str]:
+    names = [name for name in (*node._module._modules, *node._extras) if name.isidentifier()]
+    runs = type(node._module).forward is not _no_forward
+    own = [name for name in ROOT if hasattr(type(node), name) or name in node.__dict__]
+    return [*names, *(SITES if runs else ()), *(own if node._parent is None else ())]
+
+
+def _indexes(node: WrappedModule) -> list[str]:
+    return [str(index) for index in range(min(len(node), INDEXES_MAX))]
+
+
+def _starting(typed: str, names: list[str]) -> list[str]:
+    private = typed.startswith("_")
+    return [n for n in names if n.startswith(typed) and (private or not n.startswith("_"))]
+
+
+def register(ip: Any) -> Callable[[], None]:
+    """Add the matcher to a shell; gives what takes it away again."""
+
+    @context_matcher()  # type: ignore[untyped-decorator]
+    def insitu_matcher(context: CompletionContext) -> dict[str, Any]:
+        found = candidates(context.text_until_cursor, ip.user_ns)
+        if found is None:
+            return {"completions": [], "suppress": False}
+        typed, words = found
+        return {
+            "completions": [SimpleCompletion(word, type="module") for word in words],
+            "matched_fragment": typed,
+            "suppress": True,
+            "ordered": True,
+        }
+
+    matchers = ip.Completer.custom_matchers
+    matchers.append(insitu_matcher)
+    return lambda: matchers.remove(insitu_matcher)

@@ -1,0 +1,51 @@
+"""Module paths as they stand in code: found, cut at the cursor, and looked up.
+
+    resolve("model", ".transformer.h[0]", ip.user_ns)              # the wrapped module, or None
+    path_at("x = model.transformer.h[0].output", 26, ip.user_ns)   # "model.transformer.h[0]"
+
+Names are looked up among the modules; nothing is called and no property is read.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from insitu.engine.wrapped import WrappedModule
+
+STEP = r"\.[A-Za-z_]\w*|\[\s*-?\d+\s*\]"
+PATH = rf"(?<![\w.\])])([A-Za-z_]\w*)((?:{STEP})*)"
+
+_path = re.compile(PATH)
+_step = re.compile(STEP)
+
+
+def resolve(root: str, path: str, names: Mapping[str, Any]) -> WrappedModule | None:
+    """The module that a path such as `.transformer.h[0]` leads to from a variable."""
+    node = names.get(root)
+    if not isinstance(node, WrappedModule):
+        return None
+    for step in _step.findall(path):
+        name = step[1:]
+        if step[0] == "[":
+            children, index = list(node._module._modules), int(step[1:-1])
+            if not -len(children) <= index < len(children):
+                return None
+            name = children[index]
+        node = node._child(name)
+        if node is None:
+            return None
+    return node
+
+
+def path_at(code: str, cursor: int, names: Mapping[str, Any]) -> str | None:
+    """The path under the cursor, up to the part it is in; a site stands for its module."""
+    for found in _path.finditer(code):
+        if not found.start() <= cursor <= found.end():
+            continue
+        path = ""
+        for step in _step.finditer(code, found.start(2), found.end(2)):
+            if step.start() >= cursor or resolve(found[1], path + step[0], names) is None:
+                break
+            path += step[0]
+        return None if resolve(found[1], path, names) is None else found[1] + path
+    return None
