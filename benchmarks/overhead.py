@@ -25,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import insitu
 
 Way = Callable[[], Any]
+LABELS = {"read": "12 reads", "edit": "12 edits in place", "replace": "12 replacements"}
 
 
 @dataclass
@@ -74,45 +75,54 @@ def subjects(quick: bool) -> list[Subject]:
     )
 
 
-def hooked(subject: Subject, edit: bool) -> Way:
-    """Raw hooks, registered and removed around each forward."""
+def hooked(subject: Subject, action: str) -> Way:
+    """Raw hooks, registered and removed around each forward, each knowing its layer."""
+
+    def make(number: int, seen: dict[int, Any]) -> Callable[..., Any]:
+        def read(_module: Any, _args: Any, output: Any) -> None:
+            seen[number] = output
+
+        def edit(_module: Any, _args: Any, output: Any) -> None:
+            first(output).mul_(1.5)
+
+        def replace(_module: Any, _args: Any, output: Any) -> Any:
+            return scaled(output)
+
+        return {"read": read, "edit": edit, "replace": replace}[action]
 
     def run() -> Any:
-        seen: list[Any] = []
-
-        def hook(_module: Any, _args: Any, output: Any) -> Any:
-            if edit:
-                return _scaled(output)
-            seen.append(output)
-            return None
-
-        handles = [layer.register_forward_hook(hook) for layer in subject.layers]
+        seen: dict[int, Any] = {}
+        handles = [
+            layer.register_forward_hook(make(number, seen))
+            for number, layer in enumerate(subject.layers)
+        ]
         try:
             output = subject.forward()
         finally:
             for handle in handles:
                 handle.remove()
-        return output, seen
+        return output, list(seen.values())
 
     return run
 
 
-def _scaled(output: Any) -> Any:
+def first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def scaled(output: Any) -> Any:
     if isinstance(output, tuple):
         return (output[0] * 1.5, *output[1:])
     return output * 1.5
 
 
-def blocks(model: Any, subject: Subject) -> Any:
-    """The wrapped modules of the layers."""
-    return model.transformer.h if subject.paths else model
-
-
-def traced(model: Any, subject: Subject, action: str) -> Way:
+def traced(model: Any, subject: Subject, action: str, keep_output: bool = False) -> Way:
     """The same through insitu or nnsight: both are written alike."""
-    inputs = tuple(subject.inputs.values()) if not subject.paths else ()
+    inputs = () if subject.paths else tuple(subject.inputs.values())
     named = subject.inputs if subject.paths else {}
     keep = importlib.import_module(type(model).__module__.partition(".")[0]).save
+    blocks = model.transformer.h if subject.paths else model
+    layers = [blocks[i] for i in range(12)]
 
     def empty() -> Any:
         with model.trace(*inputs, **named):
@@ -120,42 +130,27 @@ def traced(model: Any, subject: Subject, action: str) -> Way:
 
     def read() -> Any:
         with model.trace(*inputs, **named):
-            seen = keep([])
-            layers = blocks(model, subject)
-            for i in range(12):
-                seen.append(layers[i].output)
-            output = keep(model.output)
-        return output, seen
+            seen = keep({})
+            for number, layer in enumerate(layers):
+                seen[number] = layer.output
+            output = keep(model.output if keep_output else 0)
+        return output, list(seen.values())
 
-    def only_read() -> Any:
+    def edit() -> Any:
         with model.trace(*inputs, **named):
-            seen = keep([])
-            layers = blocks(model, subject)
-            for i in range(12):
-                seen.append(layers[i].output)
-        return seen
-
-    def write() -> Any:
-        with model.trace(*inputs, **named):
-            layers = blocks(model, subject)
-            for i in range(12):
-                layers[i].output = _scaled(layers[i].output)
-
-    def write_and_output() -> Any:
-        with model.trace(*inputs, **named):
-            layers = blocks(model, subject)
-            for i in range(12):
-                layers[i].output = _scaled(layers[i].output)
-            output = keep(model.output)
+            for layer in layers:
+                first(layer.output).mul_(1.5)
+            output = keep(model.output if keep_output else 0)
         return output, []
 
-    return {
-        "empty": empty,
-        "read": only_read,
-        "write": write,
-        "check read": read,
-        "check write": write_and_output,
-    }[action]
+    def replace() -> Any:
+        with model.trace(*inputs, **named):
+            for layer in layers:
+                layer.output = scaled(layer.output)
+            output = keep(model.output if keep_output else 0)
+        return output, []
+
+    return {"empty": empty, "read": read, "edit": edit, "replace": replace}[action]
 
 
 def wrappers(subject: Subject) -> dict[str, Any]:
@@ -168,21 +163,17 @@ def wrappers(subject: Subject) -> dict[str, Any]:
 
 
 def check_equal(subject: Subject, models: dict[str, Any]) -> None:
-    """The gate: every way gives the raw forward's numbers."""
-    bare, (read, seen), (edited, _) = (
-        subject.forward(),
-        hooked(subject, False)(),
-        hooked(subject, True)(),
-    )
-    for name, model in models.items():
-        output, got = traced(model, subject, "check read")()
-        assert torch.equal(_tensor(output), _tensor(bare)), f"{name}: reading changed the output"
-        assert all(torch.equal(_tensor(a), _tensor(b)) for a, b in zip(got, seen, strict=True)), (
-            name
-        )
-        output, _ = traced(model, subject, "check write")()
-        assert torch.equal(_tensor(output), _tensor(edited)), f"{name}: the edit differs from hooks"
-    assert torch.equal(_tensor(read), _tensor(bare))
+    """The gate: every way gives the raw forward's numbers, or the raw hooks' edit."""
+    bare = subject.forward()
+    for action in ("read", "edit", "replace"):
+        wanted, seen = hooked(subject, action)()
+        for name, model in models.items():
+            output, got = traced(model, subject, action, keep_output=True)()
+            assert torch.equal(_tensor(output), _tensor(wanted)), f"{name}: {action} differs"
+            for a, b in zip(got, seen, strict=False):
+                assert torch.equal(_tensor(a), _tensor(b)), f"{name}: {action} saw other values"
+        if action == "read":
+            assert torch.equal(_tensor(wanted), _tensor(bare))
 
 
 def _tensor(value: Any) -> torch.Tensor:
@@ -203,17 +194,12 @@ def measure(subject: Subject, rounds: int) -> dict[str, Any]:
     models = wrappers(subject)
     check_equal(subject, models)
     ways: dict[str, Way] = {
-        "raw hooks, 12 reads": hooked(subject, False),
-        "raw hooks, 12 writes": hooked(subject, True),
+        f"raw hooks, {label}": hooked(subject, action) for action, label in LABELS.items()
     }
     for name, model in models.items():
-        for action in ("empty", "read", "write"):
-            ways[f"{name}, {action if action == 'empty' else '12 ' + action + 's'}"] = traced(
-                model, subject, action
-            )
-
-    def bare_writes() -> None:
-        subject.forward()
+        ways[f"{name}, empty"] = traced(model, subject, "empty")
+        for action, label in LABELS.items():
+            ways[f"{name}, {label}"] = traced(model, subject, action)
 
     bare, over = [], {name: [] for name in ways}
     for way in ways.values():
@@ -225,7 +211,7 @@ def measure(subject: Subject, rounds: int) -> dict[str, Any]:
             order = list(ways.items())
             order = order[number % len(order) :] + order[: number % len(order)]
             for name, way in order:
-                base = once(bare_writes, subject.repeat)
+                base = once(subject.forward, subject.repeat)
                 bare.append(base)
                 over[name].append(once(way, subject.repeat) - base)
             gc.collect()
@@ -245,11 +231,11 @@ def table(results: list[dict[str, Any]]) -> str:
         bare = result["bare_us"]
         lines += [
             f"\n{result['subject']}: bare forward {bare:,.0f} µs",
-            f"  {'':24}{'µs over bare':>14}{'minimum':>10}{'% of bare':>11}",
+            f"  {'':30}{'µs over bare':>14}{'minimum':>10}{'% of bare':>11}",
         ]
         for name, value in result["over_us"].items():
             least = result["min_us"][name]
-            lines.append(f"  {name:24}{value:14,.1f}{least:10,.1f}{100 * value / bare:11.1f}")
+            lines.append(f"  {name:30}{value:14,.1f}{least:10,.1f}{100 * value / bare:11.1f}")
     return "\n".join(lines)
 
 

@@ -122,7 +122,7 @@ class AtBothSides(Stopping):
 class Arming:
     """The modules a pass can stop at. Abstract: `Pass` adds what happens there."""
 
-    __slots__ = ("callers", "hook_key", "hooked", "inputs", "outputs", "placed")
+    __slots__ = ("armed_around", "callers", "hook_key", "hooked", "inputs", "outputs", "placed")
 
     callers: dict[nn.Module, tuple[nn.Module, ...]]
     """For modules called from outside their own tree: who calls them."""
@@ -131,14 +131,16 @@ class Arming:
     placed: list[Placed]
     hooked: set[nn.Module] | None
     hook_key: int
+    armed_around: nn.Module | None
+    """The module around the one armed last: it and those around it are armed too."""
 
     def arm_output(self, node: Node, module: nn.Module) -> nn.Module:
         """Let the pass stop at what a module returns. Gives the module that is there now."""
         outputs = self.outputs
         around, siblings, name = node._place
-        if around is not None and (around not in outputs or siblings.get(name) is not module):
+        if around is not self.armed_around or siblings.get(name) is not module:
             module = self._around(node)
-        if module in self.callers:
+        if self.callers and module in self.callers:
             self._arm_callers(module)
         namespace = module.__dict__
         if namespace["_forward_hooks"]:
@@ -183,8 +185,11 @@ class Arming:
     def _around(self, node: Node) -> nn.Module:
         """Arm the modules around one, and look it up again if the user has replaced it."""
         parent = node._parent
+        if parent is None:
+            return node._module
         if parent._module not in self.outputs:
             self.arm_output(parent, parent._module)
+        self.armed_around = parent._module
         around, siblings, name = node._place
         stale = around is not parent._module or siblings.get(name) is not node._module
         if stale and name not in parent._extras:

@@ -40,11 +40,12 @@ class Worker(_greenlet.greenlet):  # type: ignore[misc]
     """A greenlet that serves one task after another; between two it is parked."""
 
     task: Task | None = None
+    gr_context: contextvars.Context | None
 
     def begin(self, task: Task, context: contextvars.Context) -> None:
         """Run `task` in `context` until it switches away or returns the greenlet to go back to."""
         self.task = task
-        self.gr_context: contextvars.Context | None = context
+        self.gr_context = context
         self.switch()
 
 
@@ -55,15 +56,13 @@ def _live() -> None:
 def _serve() -> None:
     """Serve tasks until the worker is dropped; no local may refer to it, or it never would be."""
     while True:
-        back = _next_task()()
+        worker: Worker = getcurrent()
+        task, worker.task = worker.task, None
+        del worker
+        assert task is not None
+        back = task()
+        del task
         back.switch()
-
-
-def _next_task() -> Task:
-    worker: Worker = getcurrent()
-    task, worker.task = worker.task, None
-    assert task is not None
-    return task
 
 
 class _Parked(threading.local):
