@@ -46,7 +46,7 @@ class Subject:
 def mlp() -> Subject:
     torch.manual_seed(0)
     net = torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(12)))
-    return Subject("12-layer MLP", net, {"input": torch.rand(1, 32)}, list(net), "", 200)
+    return Subject("12-layer MLP", net, {"input": torch.rand(1, 32)}, list(net), "", 60)
 
 
 def gpt2(width: int, heads: int, vocabulary: int, tokens: int, name: str, repeat: int) -> Subject:
@@ -69,7 +69,7 @@ def gpt2(width: int, heads: int, vocabulary: int, tokens: int, name: str, repeat
 
 
 def subjects(quick: bool) -> list[Subject]:
-    small = gpt2(48, 4, 200, 8, "GPT-2 shape, narrow", 30)
+    small = gpt2(48, 4, 200, 8, "GPT-2 shape, narrow", 8)
     return (
         [mlp(), small] if quick else [mlp(), small, gpt2(768, 12, 50257, 64, "GPT-2, full size", 1)]
     )
@@ -241,7 +241,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=120)
     parser.add_argument("--quick", action="store_true", help="leave the full-size model out")
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()

@@ -172,7 +172,11 @@ class Arming:
         """Put every module's own forward back."""
         with _lock:
             for namespace, wrapper, before in reversed(self.placed):
-                if namespace.get("forward") is wrapper:  # or another pass's stands over it
+                if namespace.get("forward") is not wrapper:
+                    continue  # another pass's stands over it, and will see that this one is over
+                if before is None:
+                    del namespace["forward"]
+                else:
                     _restore(namespace, before)
         for module in self.hooked or ():
             module._forward_hooks.pop(self.hook_key, None)

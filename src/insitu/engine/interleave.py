@@ -27,7 +27,7 @@ from torch import nn
 
 from insitu.engine import checks, misses
 from insitu.engine.arming import Arming, Node, Placed
-from insitu.engine.modes import Modes, current, swap
+from insitu.engine.modes import current, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order
 from insitu.engine.switch import (
     Exit,
@@ -63,12 +63,12 @@ class Pass(Arming):
     """A forward pass that stops wherever its block asks it to."""
 
     __slots__ = (
-        "__weakref__", "args", "at_input", "at_output", "block", "block_modes", "call",
-        "cleared", "closed", "direct", "ended", "error", "here", "kind", "kwargs", "model_modes",
-        "observation", "order", "outer", "overrun", "result", "root", "single", "skips",
-        "started", "step", "stepping", "steps_over", "thread", "to_block", "to_model", "trail",
-        "unbound", "value", "want_any", "want_input", "want_output", "want_step", "watch",
-        "worker",
+        "__weakref__", "args", "at_input", "at_output", "base_modes", "block", "block_modes",
+        "call", "cleared", "closed", "direct", "ended", "error", "here", "kind", "kwargs",
+        "model_modes", "observation", "order", "outer", "overrun", "result", "root", "single",
+        "skips", "started", "step", "stepping", "steps_over", "thread", "to_block", "to_model",
+        "trail", "unbound", "value", "want_any", "want_input", "want_output", "want_step",
+        "watch", "worker",
     )  # fmt: skip
 
     def __init__(self, root: Any, call: Callable[["Pass"], Any], kind: str, stepping: bool) -> None:
@@ -89,8 +89,7 @@ class Pass(Arming):
         self.kind = kind
         self.stepping = stepping
         self.thread = get_ident()
-        self.model_modes: Modes = current()
-        self.block_modes: Modes = self.model_modes
+        self.base_modes = self.model_modes = self.block_modes = current()
         self.worker: Greenlet | None = None
         self.block: Greenlet | None = None
         self.outer: Pass | None = None
@@ -326,7 +325,8 @@ class Pass(Arming):
             self.error, self.ended = error, True
         self.direct = False
         self.at_output = self.at_input = None
-        self.model_modes = swap(self.block_modes)
+        if _grad() is not self.block_modes or type(self.base_modes) is not bool:
+            swap(self.block_modes)  # else all is as it was: the model has left what it entered
         assert self.block is not None
         return self.block
 

@@ -49,7 +49,8 @@ def current() -> Modes:
 
 def swap(to: Modes) -> Modes:
     """Put `to` in force and return what was."""
-    left = current()
+    special = _inference() or _autocast() or _functions() or _dispatches()
+    left = _full() if special else _grad()
     if left is not to and left != to:
         _install(left, to)
     return left
