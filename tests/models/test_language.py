@@ -108,6 +108,13 @@ def test_a_setting_of_generation_on_a_trace_says_so(llm, setting):
         llm.trace(PROMPT, **setting)
 
 
+def test_a_setting_that_no_forward_knows_is_refused_not_ignored(llm):
+    with pytest.raises(insitu.UsageError, match=r"(?s)remote.*not understood.*would ignore it"):
+        llm.trace(PROMPT, remote="local")
+    with pytest.raises(insitu.UsageError, match="did you mean output_hidden_states"):
+        llm.trace(input_ids=[[1, 2]], output_hidden_state=True)
+
+
 def test_settings_of_generation_are_transformers_own(llm):
     encoded = llm.tokenizer(PROMPT, return_tensors="pt")
     for settings in (

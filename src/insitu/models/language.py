@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from insitu.engine import paths
 from insitu.engine.held import Run
 from insitu.engine.interleave import Pass
 from insitu.engine.trace import Tracer
@@ -84,7 +85,7 @@ class LanguageModel(NNsight):
 
         Raises:
             InputError: no prompt, or one without tokens.
-            UsageError: a setting of `generate()`.
+            UsageError: a setting of `generate()`, or one the model does not know.
         """
         return Tracer(self, self._one_forward("trace", args, kwargs), "trace", False)
 
@@ -124,7 +125,7 @@ class LanguageModel(NNsight):
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[Pass], Any]:
         inputs, settings = self._inputs(method, args, kwargs)
-        self._refuse_generation_settings(settings)
+        self._check_settings(kwargs)
         if _is_padded(inputs) and "position_ids" in self._forward_parameters():
             inputs.setdefault("position_ids", _positions(inputs["attention_mask"]))
         return Forward(self._module, (), {**inputs, **settings})
@@ -138,19 +139,24 @@ class LanguageModel(NNsight):
     def _forward_parameters(self) -> set[str]:
         return set(inspect.signature(type(self._module).forward).parameters)
 
-    def _refuse_generation_settings(self, settings: dict[str, Any]) -> None:
-        unknown = set(settings) - self._forward_parameters()
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        """Refuse what the forward would swallow and ignore."""
+        known = self._forward_parameters() | loading.forward_settings()
         model = self._transformer
-        wrong = sorted(
-            name
-            for name in unknown
-            if hasattr(model.generation_config, name) and not hasattr(model.config, name)
-        )
-        if wrong:
+        for name in sorted(set(settings) - known):
+            if hasattr(model.config, name):
+                continue
+            if hasattr(model.generation_config, name):
+                raise UsageError(
+                    f"trace() was given {name}, a setting of generation.",
+                    "trace runs the model once; the setting would have no effect.",
+                    f"use model.generate(prompt, {name}={settings[name]!r}), or leave it out.",
+                )
+            close = paths.nearest(name, known)
             raise UsageError(
-                f"trace() was given {wrong[0]}, a setting of generation.",
-                "trace runs the model once; the setting would have no effect.",
-                f"use model.generate(prompt, {wrong[0]}={settings[wrong[0]]!r}), or leave it out.",
+                f"trace() was given {name}, which is not understood.",
+                f"{type(self._module).__name__} has no such argument, and would ignore it.",
+                f"did you mean {close[0]}?" if close else "leave it out.",
             )
 
     @property

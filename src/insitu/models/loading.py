@@ -86,6 +86,13 @@ def _model_class(transformers: Any, config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
+def forward_settings() -> set[str]:
+    """The names that a transformers forward takes besides its own parameters."""
+    from transformers.utils import TransformersKwargs
+
+    return set(TransformersKwargs.__annotations__)
+
+
 def tokenizer_of(model: nn.Module) -> Any:
     """The tokenizer of a loaded model, where it says from which folder or cached name it came."""
     import transformers
