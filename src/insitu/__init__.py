@@ -10,6 +10,7 @@ print(model.tokenizer.decode(logits[0, -1].argmax()))
 """
 
 import importlib
+import sys
 from typing import Any
 
 from insitu.engine.held import Run
@@ -71,3 +72,7 @@ def __getattr__(name: str) -> Any:
     if name in _EXTENSION:  # `%load_ext insitu`; importing insitu alone imports no IPython
         return getattr(importlib.import_module("insitu.notebook.extension"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if sys.modules.get("IPython") is not None:  # in a notebook: how to get the rest
+    importlib.import_module("insitu.notebook.hint").offer()

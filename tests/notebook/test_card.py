@@ -99,17 +99,39 @@ def test_a_generation_is_measured_step_by_step(cell):
         "    if step == 1:\n"
         "        model.transformer.h[1].output[:] *= -3\n"
     )
-    steps = [line.split() for line in shown.text.splitlines() if re.match(r"\s+[012]\s", line)]
-    assert [row[0] for row in steps] == ["0", "1", "2"]
-    assert steps[0][-1] == "0.00"
-    assert float(steps[1][-1]) > 0
+    steps = step_rows(shown.text)
+    assert next(iter(steps)) == "1"
+    assert float(steps["1"]) > 0
+    assert "At step " in shown.text
+    write = next(line for line in shown.text.splitlines() if "edited in place" in line)
+    assert write.endswith(f"{steps['1']} TV")
+
+
+def step_rows(text):
+    """How far each step told on a card moved."""
+    rows = re.findall(r"^ +(\d+) .* ([\d.]+)$", text, re.MULTILINE)
+    return dict(rows)
+
+
+def test_steps_that_nothing_wrote_or_moved_are_folded(cell):
+    shown = cell(
+        f"%%trace model '{PROMPT}' --generate 5\n"
+        "for step in tracer.iter[:]:\n"
+        "    if step == 3:\n"
+        "        model.lm_head.output[:, 0] = model.lm_head.output[:, 0]\n"
+    )
+    assert step_rows(shown.text) == {"3": "0.00"}
+    assert "4 other steps: unmoved" in shown.text
+    assert "4 other steps: unmoved</summary>" in shown.html
+    assert "by 0.00 TV at every step: no effect" in shown.text
 
 
 def test_padded_prompts_agree_with_the_bare_forward_at_every_step(cell):
     cell.names["prompts"] = ["Once upon a time", "The"]
     shown = cell("%%trace model prompts --generate 3\nids = model.generator.output")
-    moved = [line.split()[-1] for line in shown.text.splitlines() if re.match(r"\s+[012]\s", line)]
-    assert moved == ["0.00"] * 3
+    assert step_rows(shown.text) == {"0": "0.00", "1": "0.00", "2": "0.00"}
+    assert "unmoved" not in shown.text
+    assert "TV:" not in shown.text
 
 
 def test_the_prompt_that_moved_most_is_shown(cell):
@@ -144,6 +166,23 @@ def test_a_card_is_the_same_every_time_and_runs_no_script(cell):
     assert not re.search(r"<script|https?://|\son\w+=", first.html)
 
 
+def test_a_card_reads_well_without_its_sheet(cell):
+    shown = cell(f"%%trace model '{PROMPT}'\nmodel.transformer.h[1].output[:] *= -1")
+    html = shown.html.partition("</style>")[2]
+    assert "one forward · 1 site met, 1 written" in re.sub(r"<[^>]*>", "", html)
+    assert "</code> <code>" in html  # tokens do not run together
+    assert "background-color:#" in html
+    assert "var(" not in html  # JupyterLab keeps literal values only
+
+
+def test_a_distance_is_explained_once_where_there_is_one(cell):
+    wrote = cell(f"%%trace model '{PROMPT}'\nmodel.transformer.h[1].output[:] *= -1")
+    assert wrote.html.count("total variation distance") == 1
+    assert wrote.text.count("total variation distance") == 1
+    read = cell(f"%%trace model '{PROMPT}'\nmodel.lm_head.output")
+    assert "total variation" not in read.html + read.text
+
+
 def test_forty_sites_stay_small_and_fold(cell):
     shown = cell(
         f"%%trace model '{PROMPT}'\nfor block in model.transformer.h:\n"
@@ -153,7 +192,7 @@ def test_forty_sites_stay_small_and_fold(cell):
         "        part.output\n"
     )
     assert "40 sites met" in shown.html
-    assert "<details>" in shown.html
+    assert "<details" in shown.html
     assert len(shown.html.encode()) < 30_000
 
 

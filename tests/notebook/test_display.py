@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -36,6 +37,34 @@ def test_shapes_are_those_of_the_first_pass(shell, llm):
     assert "→ float32" in block["text/html"]
 
 
+def without_sheet(html):
+    """What JupyterLab shows of a notebook that is not trusted."""
+    return html.partition("<style>")[0] + html.partition("</style>")[2]
+
+
+def test_a_tree_reads_well_without_its_sheet(llm):
+    html = without_sheet(display.model_html(llm))
+    words = re.sub(r"<[^>]*>", "", html)
+    assert "wte Embedding · 10,560 parameters" in words
+    assert html.count("<ul") == html.count("</ul>") > 3
+    assert "var(" not in html  # JupyterLab keeps literal values only
+
+
+def test_a_small_tree_is_open_to_what_its_first_block_holds(llm):
+    before, _, inside = display.model_html(llm).partition("GPT2Block")
+    assert before.count("<details open>") == before.count("<details") == 3
+    assert "<details open>" not in inside
+
+
+def test_a_large_tree_stays_folded():
+    blocks = [nn.Sequential(nn.Linear(2, size), nn.ReLU()) for size in range(1, 40)]
+    twice = [nn.Sequential(nn.Linear(9, 9)) for _ in range(2)]
+    deep = nn.Sequential(nn.Sequential(nn.Sequential(nn.ModuleList(twice))), *blocks)
+    assert "2 × Sequential" in display.model_html(NNsight(deep))
+    before = display.model_html(NNsight(deep)).partition("2 × Sequential")[0]
+    assert before.count("<details open>") < before.count("<details")
+
+
 def test_neighbours_that_differ_are_not_folded():
     model = NNsight(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 3), nn.ReLU()))
     assert [child.name for child in grow(model).children] == ["0-1", "2", "3"]
@@ -49,8 +78,8 @@ def test_a_module_used_in_two_places_is_counted_in_both():
 
 def test_a_display_escapes_names():
     model = nn.Module()
-    model.add_module("<b>", nn.Linear(1, 1))
-    assert "<b>" not in display.model_html(NNsight(model)).partition("</style>")[2]
+    model.add_module("<u>", nn.Linear(1, 1))
+    assert "<u>" not in display.model_html(NNsight(model)).partition("</style>")[2]
 
 
 def test_a_display_never_raises_and_runs_nothing(shell):

@@ -1,6 +1,10 @@
 """What only a real kernel shows: tracebacks, files of cells, names across cells, completion."""
 
+import re
+
 import pytest
+
+from insitu.notebook.hint import HINT
 
 manager = pytest.importorskip("jupyter_client.manager")
 
@@ -23,7 +27,20 @@ def client():
 
 
 @pytest.fixture(scope="module")
-def run(client):
+def hinted(client):
+    """What the kernel's first cells print, before the extension is loaded."""
+    cells = ("import insitu\nprint('body')", "import insitu\nprint('next')")
+    return [runner(client)(code)[0] for code in cells]
+
+
+@pytest.fixture(scope="module")
+def run(client, hinted):
+    run = runner(client)
+    assert run(MODEL)[:1] + run("1")[:1] == ("", "")
+    return run
+
+
+def runner(client):
     def run(code):
         printed, shown, errors = [], [], []
 
@@ -39,8 +56,11 @@ def run(client):
         client.execute_interactive(code, output_hook=hear, timeout=PATIENCE_S)
         return "".join(printed), shown, "".join(errors)
 
-    assert run(MODEL)[2] == ""
     return run
+
+
+def test_an_import_alone_is_followed_by_one_hint(hinted):
+    assert hinted == [f"body\n{HINT}\n", "next\n"]
 
 
 def test_a_cell_shows_its_last_value_then_its_card_and_its_names_survive(run):
@@ -60,6 +80,12 @@ def test_a_traceback_shows_the_cells_own_line_and_nothing_of_ours(run):
     assert "line 4" in error
     assert "insitu/notebook" not in error
     assert "run_cell_magic" not in error
+
+
+def test_a_traceback_names_the_cell_by_its_number(run):
+    number = int(run("print(get_ipython().displayhook.exec_result.execution_count)")[0])
+    _, _, error = run("%%trace net x\nnet[0].output\n1 / 0  # here")
+    assert f"In[{number + 1}]" in re.sub(r"\x1b\[[\d;]*m", "", error)
 
 
 def test_the_body_belongs_to_the_whole_cells_file_as_the_debugger_knows_it(run):

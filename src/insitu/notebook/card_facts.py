@@ -6,9 +6,11 @@ Card(model="GPT2LMHeadModel", tokens=None, prompts=(("The", " Eiffel"),), …)
 import math
 from dataclasses import dataclass, field
 
-from insitu.notebook.effects import NOTHING, Change, Effects
+from insitu.notebook.effects import NOTHING, Change, Effects, StepChange
 from insitu.notebook.recorder import Stats, Visit
 
+TV = "TV: total variation distance, 0 = same distribution, 1 = no overlap"
+"""Said once on a card that tells distances."""
 _TOKENS_MAX = 64
 _PROMPTS_MAX = 4
 _GAP = " … "
@@ -53,6 +55,19 @@ class Card:
         moved = self.effects.of_writes
         return moved[self.written.index(visit)] if visit in self.written and moved else None
 
+    def step_moved_by(self, visit: int) -> float | None:
+        """How far the step of the write at a visit moved; several writes share their step's."""
+        if visit not in self.written:
+            return None
+        step = self.visits[visit].step
+        return next((s.change.moved for s in self.effects.steps if s.step == step), None)
+
+    @property
+    def tells_distances(self) -> bool:
+        """Whether a distance is shown, and its unit is to be explained."""
+        change = self.effects.change
+        return change is not None and (bool(self.written) or not is_nothing(change.moved))
+
 
 def token(text: str) -> str:
     """A token so that all of it can be seen: blanks, line ends and control characters too."""
@@ -83,6 +98,31 @@ def moved_by(change: Change) -> str:
     """The sentence on all writes together."""
     said = f"The cell moved next-token probabilities by {moved(change.moved)} TV"
     return said + ": no effect" * is_nothing(change.moved)
+
+
+def most_moved(card: Card, change: Change) -> str:
+    """The sentence on a generation: its step that moved most."""
+    if is_nothing(change.moved):
+        return moved_by(change).replace(" TV:", " TV at every step:")
+    at = next(step.step for step in card.effects.steps if step.change is change)
+    return f"At step {at} the cell moved next-token probabilities most: by {moved(change.moved)} TV"
+
+
+def steps_shown(card: Card) -> tuple[list[StepChange], list[StepChange]]:
+    """The steps of a generation to tell one by one, and those that nothing wrote or moved.
+
+    Where nothing was written or moved at all, every step is told: a record of what was generated.
+    """
+    wrote = {card.visits[visit].step for visit in card.written}
+    told = [s for s in card.effects.steps if s.step in wrote or not is_nothing(s.change.moved)]
+    if not told:
+        return list(card.effects.steps), []
+    return told, [step for step in card.effects.steps if step not in told]
+
+
+def unmoved(steps: int) -> str:
+    """The line that stands for the steps not told."""
+    return f"{steps} other step{'s' * (steps != 1)}: unmoved"
 
 
 def is_nothing(value: float) -> bool:
@@ -121,7 +161,7 @@ def title(card: Card) -> str:
 
 
 def columns_used(card: Card) -> tuple[str, ...]:
-    """The columns of the table of sites that say something; the last two tell what was done."""
+    """The columns of the table of sites that say something; the last ones tell what was done."""
     stats = [s for visit in card.visits for s in (visit.arrived, visit.left) if s is not None]
     devices = {s.device for s in stats}
     shown = {
@@ -135,6 +175,7 @@ def columns_used(card: Card) -> tuple[str, ...]:
         "NaN": any(s.nans for s in stats),
         "act": True,
         "moved by": bool(card.effects.of_writes),
+        "step moved by": bool(card.written and card.effects.steps),
     }
     return tuple(name for name, is_shown in shown.items() if is_shown)
 

@@ -10,10 +10,12 @@ from html import escape
 
 from insitu.notebook import style
 from insitu.notebook.card_facts import (
+    TV,
     Card,
     amount,
     columns_used,
     is_nothing,
+    most_moved,
     moved,
     moved_by,
     nans,
@@ -21,17 +23,26 @@ from insitu.notebook.card_facts import (
     percent,
     prompt_lines,
     shape,
+    steps_shown,
     time_line,
     title,
     token,
+    unmoved,
 )
 from insitu.notebook.effects import Candidate, Change, StepChange
 from insitu.notebook.recorder import Visit
 
 _OPEN_MAX = 24  # rows shown before the fold
 _ROWS_MAX = 300
-_LONGER = {"moved by": "moved next-token<br>probabilities by"}
+_LONGER = {
+    "moved by": "moved next-token<br>probabilities by",
+    "step moved by": "its step moved next-<br>token probabilities by",
+}
 _NUMBERS = ("line", "step", "norm", "NaN")
+_LEFT = 'align="left" style="text-align:left"'
+_RIGHT = 'align="right" style="text-align:right"'
+_TABLE = 'cellpadding="4" style="margin:0;border-collapse:collapse"'
+_TRACK = "display:inline-block;width:84px;height:8px;margin-left:8px"
 
 
 def page(card: Card) -> str:
@@ -41,6 +52,8 @@ def page(card: Card) -> str:
         parts.append(_steps(card))
     if card.effects.change is not None:
         parts.append(_next_token(card, card.effects.change))
+    if card.tells_distances:
+        parts.append(f'<p class="soft"><small>{TV}</small></p>')
     if card.timing is not None:
         parts.append(f'<p class="soft">{escape(time_line(card.timing))}</p>')
     parts.extend(f"<p>{escape(note)}</p>" for note in card.notes)
@@ -53,13 +66,15 @@ def _head(card: Card) -> str:
     where = "" if card.device in ("", "cpu") else f", on {card.device}"
     return (
         f'<div class="head"><b>{escape(title(card))}</b>'
-        f'<span class="soft">{escape(counts + where)}</span></div>'
+        f'<span class="soft"> · {escape(counts + where)}</span></div>'
     )
 
 
 def _prompts(card: Card) -> str:
     lines = [
-        '<div class="tokens">' + "".join(f"<code>{_token(text)}</code>" for text in line) + "</div>"
+        '<div class="tokens">'
+        + " ".join(f"<code>{_token(text)}</code>" for text in line)
+        + "</div>"
         for line in prompt_lines(card)
     ]
     if card.given:
@@ -79,17 +94,14 @@ def _sites(card: Card) -> str:
     html = _table("Sites in the order the model ran them", _site_head(head), rows[:cut])
     if len(rows) > cut:
         more = _table("Further sites", _site_head(head), rows[cut:])
-        html += f"<details><summary>{len(rows) - cut} more sites</summary>{more}</details>"
+        html += _fold(f"{len(rows) - cut} more sites", more)
     if len(card.visits) > len(rows):
         html += f'<p class="soft">… and {len(card.visits) - len(rows)} more, not shown</p>'
     return html
 
 
 def _site_head(names: Sequence[str]) -> str:
-    return "".join(
-        f'<th scope="col"{" class=num" * (name in _NUMBERS)}>{_LONGER.get(name, name)}</th>'
-        for name in names
-    )
+    return "".join(_column(_LONGER.get(name, name), is_number=name in _NUMBERS) for name in names)
 
 
 def _site(card: Card, index: int, head: Sequence[str]) -> str:
@@ -101,15 +113,18 @@ def _site(card: Card, index: int, head: Sequence[str]) -> str:
     cells = {
         "line": _number(str(visit.line)),
         "step": _number(str(visit.step)),
-        "shape": f"<td>{escape(shape(stats) or visit.kind)}{tensors}</td>",
-        "dtype": f"<td>{stats.dtype if stats else ''}</td>",
-        "device": f"<td>{stats.device if stats else ''}</td>",
+        "shape": _words(escape(shape(stats) or visit.kind) + tensors),
+        "dtype": _words(stats.dtype if stats else ""),
+        "device": _words(stats.device if stats else ""),
         "norm": _number(_norms(visit)),
         "NaN": _number(f'<span class="flag">{bad} NaN</span>' if bad else ""),
-        "act": f"<td>{visit.written}</td>" if visit.written else '<td class="soft">read</td>',
-        "moved by": _moved(card.moved_by(index)),
+        "act": _words(visit.written or '<span class="soft">read</span>'),
+        "moved by": _words(_moved(card.moved_by(index))),
+        "step moved by": _words(_distance(card.step_moved_by(index))),
     }
-    site = f'<th scope="row"><code>{escape(path)}<span class="soft">.{side}</span></code></th>'
+    site = (
+        f'<th scope="row" {_LEFT}><code>{escape(path)}<span class="soft">.{side}</span></code></th>'
+    )
     row = "wrote" if visit.written else "read"
     return f'<tr class="{row}">{site}{"".join(cells[name] for name in head[1:])}</tr>'
 
@@ -121,10 +136,13 @@ def _norms(visit: Visit) -> str:
 
 
 def _moved(by: float | None) -> str:
-    if by is None:
-        return "<td></td>"
-    flag = ' <span class="flag">no effect</span>' if is_nothing(by) else ""
-    return f'<td class="moved">{moved(by)} TV{_bar(by)}{flag}</td>'
+    if by is not None and is_nothing(by):
+        return f'{moved(by)} TV <span class="flag">no effect</span>'
+    return _distance(by)
+
+
+def _distance(by: float | None) -> str:
+    return "" if by is None else f"{moved(by)} TV{_bar(by, style.ORANGE)}"
 
 
 # The next token ------------------------------------------------------------------------------
@@ -136,48 +154,47 @@ def _next_token(card: Card, change: Change) -> str:
     if not card.written and is_nothing(change.moved):
         if card.effects.steps:
             return ""
-        rows = [f"<tr>{''.join(_candidate(c, ''))}</tr>" for c in change.after]
+        rows = [f"<tr>{''.join(_candidate(c, style.BLUE))}</tr>" for c in change.after]
         return _table("Likeliest next tokens", _pair_head("token"), rows)
+    said = most_moved(card, change) if card.effects.steps else moved_by(change)
+    if card.effects.steps and is_nothing(change.moved):
+        return f"<p>{escape(said)}</p>"
     rows = [
-        f"<tr>{''.join(_candidate(before, 'out'))}{''.join(_candidate(after, 'with'))}</tr>"
+        f"<tr>{''.join((*_candidate(before, style.BLUE), *_candidate(after, style.ORANGE)))}</tr>"
         for before, after in zip(change.before, change.after, strict=True)
     ]
-    caption = f"{escape(moved_by(change) + of_prompt(card, change))}{_at_step(card)}"
+    caption = escape(said + of_prompt(card, change))
     return _table(caption, _pair_head("before") + _pair_head("after"), rows)
 
 
-def _at_step(card: Card) -> str:
-    steps = [step.step for step in card.effects.steps if step.change is card.effects.change]
-    return f" at step {steps[0]}, most of all steps" if steps else ""
-
-
 def _pair_head(name: str) -> str:
-    return f'<th scope="col">{name}</th><th scope="col">probability</th>'
+    return _column(name) + _column("probability")
 
 
-def _candidate(candidate: Candidate, kind: str) -> Iterable[str]:
+def _candidate(candidate: Candidate, colour: str) -> Iterable[str]:
     chance = candidate.probability
-    yield f"<td><code>{_token(candidate.text)}</code></td>"
-    yield f'<td class="num {kind}">{percent(chance)}{_bar(chance)}</td>'
+    yield _words(f"<code>{_token(candidate.text)}</code>")
+    yield _number(percent(chance) + _bar(chance, colour))
 
 
 def _steps(card: Card) -> str:
     names = ("step", "before", "after", "chosen", "moved by, TV")
-    head = "".join(
-        f'<th scope="col"{" class=num" * (name == "step")}>{name}</th>' for name in names
-    )
-    rows = [_step(step) for step in card.effects.steps[:_ROWS_MAX]]
-    return _table("Likeliest token at each step, on the tokens generated", head, rows)
+    head = "".join(_column(name, is_number=name == "step") for name in names)
+    told, others = steps_shown(card)
+    rows = [_step(step) for step in told[:_ROWS_MAX]]
+    html = _table("Likeliest token at each step, on the tokens generated", head, rows)
+    if others:
+        rest = _table("Steps unmoved", head, [_step(step) for step in others[:_ROWS_MAX]])
+        html += _fold(unmoved(len(others)), rest)
+    return html
 
 
 def _step(step: StepChange) -> str:
     change = step.change
-    cells = "".join(f"<td>{_first(side)}</td>" for side in (change.before, change.after))
-    return (
-        f'<tr><th scope="row" class="num">{step.step}</th>{cells}'
-        f"<td><code>{_token(step.chosen) if step.chosen else ''}</code></td>"
-        f'<td class="num moved">{moved(change.moved)}{_bar(change.moved)}</td></tr>'
-    )
+    chosen = f"<code>{_token(step.chosen)}</code>" if step.chosen else ""
+    cells = (_words(html) for html in (_first(change.before), _first(change.after), chosen))
+    by = _number(moved(change.moved) + _bar(change.moved, style.ORANGE))
+    return f'<tr><th scope="row" {_RIGHT}>{step.step}</th>{"".join(cells)}{by}</tr>'
 
 
 def _first(candidates: Sequence[Candidate]) -> str:
@@ -193,21 +210,36 @@ def _first(candidates: Sequence[Candidate]) -> str:
 
 def _table(caption: str, head: str, rows: Sequence[str]) -> str:
     return (
-        f'<div class="wide"><table><caption>{caption}</caption>'
+        f'<div class="wide"><table {_TABLE}>'
+        f'<caption style="caption-side:top"><div {_LEFT}>{caption}</div></caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _fold(words: str, html: str) -> str:
+    return f'<details class="fold"><summary>{words}</summary>{html}</details>'
 
 
 def _token(text: str) -> str:
     return escape(token(text))
 
 
+def _column(html: str, *, is_number: bool = False) -> str:
+    return f'<th scope="col" {_RIGHT if is_number else _LEFT}>{html}</th>'
+
+
+def _words(html: str) -> str:
+    return f'<td style="text-align:left">{html}</td>'
+
+
 def _number(html: str) -> str:
-    return f'<td class="num">{html}</td>'
+    return f"<td {_RIGHT}>{html}</td>"
 
 
-def _bar(share: float) -> str:
+def _bar(share: float, colour: str) -> str:
     if share != share:  # NaN
         return ""
-    width = round(100 * share)
-    return f'<span class="track" aria-hidden="true"><i style="width:{width}%"></i></span>'
+    filled = f"display:block;height:8px;width:{round(100 * share)}%;background-color:{colour}"
+    return (
+        f'<span class="track" aria-hidden="true" style="{_TRACK}"><i style="{filled}"></i></span>'
+    )

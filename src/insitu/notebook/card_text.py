@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from insitu.notebook.card_facts import (
+    TV,
     Card,
     amount,
     columns_used,
     is_nothing,
+    most_moved,
     moved,
     moved_by,
     nans,
@@ -14,9 +16,11 @@ from insitu.notebook.card_facts import (
     percent,
     prompt_lines,
     shape,
+    steps_shown,
     time_line,
     title,
     token,
+    unmoved,
 )
 from insitu.notebook.effects import Candidate, Change
 from insitu.notebook.recorder import Visit
@@ -40,9 +44,14 @@ def _lines(card: Card) -> Iterator[str]:
     if card.effects.steps:
         yield ""
         yield from _steps(card)
+        if card.effects.change is not None and card.tells_distances:
+            change = card.effects.change
+            yield f"{most_moved(card, change)}{of_prompt(card, change)}"
     elif card.effects.change is not None:
         yield ""
         yield from _next_token(card, card.effects.change)
+    if card.tells_distances:
+        yield TV
     if card.timing is not None:
         yield ""
         yield time_line(card.timing)
@@ -68,6 +77,7 @@ def _sites(card: Card) -> Iterator[str]:
             "NaN": str(nans(visit) or ""),
             "act": visit.written or "read",
             "moved by": _moved(card, index),
+            "step moved by": _step_moved(card, index),
         }
         rows.append([cells[name] for name in head])
     yield from _table([list(head), *rows], right={"line", "step", "norm", "NaN"})
@@ -88,6 +98,11 @@ def _moved(card: Card, index: int) -> str:
     return f"{moved(by)} TV" + ", no effect" * is_nothing(by)
 
 
+def _step_moved(card: Card, index: int) -> str:
+    by = card.step_moved_by(index)
+    return "" if by is None else f"{moved(by)} TV"
+
+
 def _next_token(card: Card, change: Change) -> Iterator[str]:
     if not card.written and is_nothing(change.moved):
         yield "Next token"
@@ -104,8 +119,9 @@ def _next_token(card: Card, change: Change) -> Iterator[str]:
 
 
 def _steps(card: Card) -> Iterator[str]:
+    told, others = steps_shown(card)
     rows = [["step", "before", "", "after", "", "chosen", "moved"]]
-    for step in card.effects.steps:
+    for step in told:
         before, after = step.change.before[:1], step.change.after[:1]
         rows.append(
             [
@@ -117,6 +133,8 @@ def _steps(card: Card) -> Iterator[str]:
             ]
         )
     yield from _table(rows, right={0, 2, 4, 6})
+    if others:
+        yield f"  {unmoved(len(others))}"
 
 
 def _share(*candidate: Candidate) -> str:

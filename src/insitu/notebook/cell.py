@@ -47,7 +47,7 @@ def compiled(ip: Any, whole: str, body: str) -> Body:
         SyntaxError: at the cell's own line.
         UsageError: the body awaits at its top level.
     """
-    filename = ip.compile.cache(whole, ip.execution_count, raw_code=whole)
+    filename = ip.compile.cache(whole, _number(ip), raw_code=whole)
     above = _lines_above(whole, body)
     # Comment lines in place of what is above keep the numbers right, also through IPython's
     # transformations, which drop leading blank lines.
@@ -64,6 +64,12 @@ def compiled(ip: Any, whole: str, body: str) -> Body:
             raise _awaits(error) from None
         raise
     return Body(filename, pieces)
+
+
+def _number(ip: Any) -> int:
+    """The running cell's number; IPython 9 counts on before the cell runs."""
+    running = ip.displayhook.exec_result
+    return getattr(running, "execution_count", None) or ip.execution_count or 0
 
 
 def ending(text: str) -> str:

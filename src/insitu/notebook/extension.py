@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from insitu.notebook import complete, display, hover, trace_magic
+from insitu.notebook import complete, display, hint, hover, trace_magic
 
 _loaded: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()
 
@@ -17,6 +17,7 @@ def load_ipython_extension(ip: Any) -> None:
     """Add the magic, the displays, the completion and the hover; a second call does nothing."""
     if ip in _loaded:
         return
+    hint.withdraw(ip)
     with ExitStack() as handles:
         for part in (trace_magic, display, complete, hover):
             handles.callback(part.register(ip))

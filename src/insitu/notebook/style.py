@@ -6,7 +6,14 @@ Colours are JupyterLab's own variables, then VS Code's; where neither exists (nb
 page) they follow `prefers-color-scheme`, and bring their own background, so that ink and paper
 always match. Blue and orange stay apart for every kind of colour vision, and no meaning hangs on
 them alone. The class is written three times because JupyterLab's own table styles weigh two.
+
+A notebook that is not trusted loses the sheet. JupyterLab then keeps inline styles of literal
+values (no `var()`), GitHub not even those. So what reading needs is in the markup: words apart,
+lists nested, `align`; and what the look needs most (sides of text, bars) is inline.
 """
+
+BLUE, ORANGE = "#3b78b8", "#d9822b"
+"""Without the block, and with it."""
 
 BASE = """
 &{--ink:var(--jp-content-font-color1,var(--vscode-editor-foreground,#20262d));\
@@ -14,7 +21,6 @@ BASE = """
 --rule:var(--jp-border-color2,var(--vscode-panel-border,#e1e5ea));\
 --paper:var(--jp-layout-color0,var(--vscode-editor-background,#fff));\
 --tint:var(--jp-layout-color2,var(--vscode-editor-inactiveSelectionBackground,#eef1f4));\
---blue:var(--insitu-blue,#3b78b8);--orange:var(--insitu-orange,#d9822b);\
 --mono:var(--jp-code-font-family,ui-monospace,SFMono-Regular,Menlo,Consolas,monospace);\
 color:var(--ink);background:var(--paper);max-width:60rem;padding:2px 0 6px 9px;\
 font:13px/1.5 var(--jp-content-font-family,system-ui,-apple-system,"Segoe UI",sans-serif);\
@@ -30,30 +36,25 @@ font-variant-numeric:tabular-nums}
 """
 
 CARD = """
-& .head{display:flex;flex-wrap:wrap;gap:0 14px;align-items:baseline;margin:0 0 6px}
-& .head b{font-weight:600}
+& .head{margin:0 0 6px}& .head b{font-weight:600}
 & .tokens{margin:0 0 3px;line-height:1.9;overflow-wrap:anywhere}
-& .tokens code{background:var(--tint);border-radius:3px;padding:2px 4px;margin:0 2px 0 0;\
+& .tokens code{background:var(--tint);border-radius:3px;padding:2px 4px;margin:0;\
 white-space:pre-wrap}
 & .wide{overflow-x:auto;margin:10px 0 0 -9px}
 & table{color:inherit;font:inherit;border-collapse:collapse;border:0;margin:0;\
 font-size:12.5px;width:auto;table-layout:auto}
-& caption{caption-side:top;text-align:left;padding:0 0 3px 9px;color:var(--soft);font-size:11.5px}
+& caption{padding:0 0 3px 9px;color:var(--soft);font-size:11.5px}
 & tr,& tr:nth-child(odd),& tr:hover{background:none}
-& th,& td{border:0;border-bottom:1px solid var(--rule);padding:3px 18px 3px 0;text-align:left;\
+& th,& td{border:0;border-bottom:1px solid var(--rule);padding:3px 18px 3px 0;\
 vertical-align:baseline;white-space:nowrap;background:none;color:inherit;font-weight:400}
 & thead th{color:var(--soft);font-size:11.5px;vertical-align:bottom}
-& .num{text-align:right}
 & tbody tr:last-child>*{border-bottom:0}
 & tr>:first-child{padding-left:9px}
-& .wrote>:first-child{box-shadow:inset 3px 0 var(--orange)}
+& .wrote>:first-child{box-shadow:inset 3px 0 #d9822b}
 & .flag{border:1px solid currentColor;border-radius:3px;padding:0 4px;font-size:11px;\
 font-weight:600;white-space:nowrap}
-& .track{display:inline-block;width:84px;height:8px;border-radius:2px;background:var(--tint);\
-overflow:hidden;margin-left:8px}
-& .track i{display:block;height:8px;background:var(--blue)}
-& .with .track i,& .moved .track i{background:var(--orange)}
-& details{margin:6px 0 0}& summary{cursor:pointer;color:var(--soft);font-size:12px}
+& .track{border-radius:2px;background:var(--tint);overflow:hidden}
+& .fold{margin:6px 0 0}& .fold>summary{cursor:pointer;color:var(--soft);font-size:12px}
 & p{margin:8px 0 0;font-size:12.5px;max-width:46rem}
 """
 
