@@ -1,6 +1,6 @@
 """What a pass refuses, and when: before it arms a module, runs on, or skips one."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -8,15 +8,33 @@ from insitu.engine import misses
 from insitu.engine.arming import Node
 from insitu.engine.order import Order
 from insitu.engine.reachable import may_still_run
-from insitu.engine.switch import Worker
+from insitu.engine.switch import Greenlet, Worker
 from insitu.engine.values import Forced, describe, same_kind
 from insitu.errors import TraceError, WriteError
 
-if TYPE_CHECKING:
-    from insitu.engine.interleave import Pass
+
+class Checked(misses.Explained, Protocol):
+    """What the checks need to know of a pass, and set in it."""
+
+    single: dict[nn.Module, tuple[int, int]]
+    worker: Greenlet | None
+    at_output: nn.Module | None
+    at_input: nn.Module | None
+    want_output: nn.Module | None
+    want_input: nn.Module | None
+    here: int
+    ended: bool
+    closed: bool
+    cleared: bool
+    unbound: bool
+    stepping: bool
+    overrun: bool
+
+    def settle(self) -> None:
+        """Take away what the pass needed, and raise the model's own error."""
 
 
-def still_open(run: "Pass", node: Node, kind: int) -> None:
+def still_open(run: Checked, node: Node, kind: int) -> None:
     """Raise if the pass can go nowhere any more."""
     if run.closed:
         raise misses.pass_is_over(run)
@@ -24,7 +42,7 @@ def still_open(run: "Pass", node: Node, kind: int) -> None:
         raise missed(run, node, kind)
 
 
-def may_come(run: "Pass", node: Node, kind: int) -> None:
+def may_come(run: Checked, node: Node, kind: int) -> None:
     """The order says that a site has passed: raise if it cannot come again."""
     if run.unbound and run.stepping:
         return
@@ -34,7 +52,7 @@ def may_come(run: "Pass", node: Node, kind: int) -> None:
         raise missed(run, node, kind)
 
 
-def may_skip(run: "Pass", node: Node, module: nn.Module) -> None:
+def may_skip(run: Checked, node: Node, module: nn.Module) -> None:
     """Raise if a module has begun, so that its call can no longer be skipped."""
     if run.closed:
         raise misses.pass_is_over(run)
@@ -60,7 +78,7 @@ def fitting_skip(value: Any, node: Node, order: Order | None) -> Any:
     return value
 
 
-def missed(run: "Pass", node: Node, kind: int) -> TraceError:
+def missed(run: Checked, node: Node, kind: int) -> TraceError:
     """A site that was asked for did not come; the model's own error comes first."""
     if run.ended and not run.cleared:
         run.settle()
@@ -69,7 +87,7 @@ def missed(run: "Pass", node: Node, kind: int) -> TraceError:
     return misses.missed(run, node, kind, overrun)
 
 
-def in_another_thread(run: "Pass") -> TraceError:
+def in_another_thread(run: Checked) -> TraceError:
     """The pass is parked on another thread's stack; what was asked for was not reached."""
     run.want_output = run.want_input = None
     run.here = -1

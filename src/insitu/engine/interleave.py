@@ -3,7 +3,7 @@
     block                                   model (a greenlet)
     ─────                                   ──────────────────
     model.h[0].output ── resume ──────────► runs …
-                                            h[0] finishes, its hook fires
+                                            h[0] returns, its wrapper stops
                       ◄── hand over ─────── stands at h.0.output
     edits the value
     model.h[5].output ── resume ──────────► goes on with the edited value …
@@ -395,6 +395,7 @@ class Pass(Arming):
 
     def take_skip(self, module: nn.Module) -> Any:
         """The value left for a module that is not to run."""
+        self.observation = None  # what would have run inside it is not learned: observe the next
         return self.skips.pop(module)[1]
 
     def _new_step(self) -> None:

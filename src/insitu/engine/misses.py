@@ -5,12 +5,12 @@ The pass knows what the block asked for (its trail) and in which order the model
 """
 
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from insitu.engine.arming import Node
-from insitu.engine.order import INPUT, OUTPUT, Order
+from insitu.engine.order import INPUT, OUTPUT, Observation, Order
 from insitu.errors import (
     NeverRanError,
     NoTraceError,
@@ -20,13 +20,20 @@ from insitu.errors import (
     TraceError,
 )
 
-if TYPE_CHECKING:
-    from insitu.engine.interleave import Pass
-
 Read = tuple[Node, int, CodeType, int]
 """One request of a block: module, side, and the instruction that made it."""
 
 _LISTED_MAX = 6
+
+
+class Explained(Protocol):
+    """What an explanation needs to know of a pass."""
+
+    root: Any
+    order: Order | None
+    observation: Observation | None
+    trail: list[Read]
+    step: int
 
 
 def line(read: Read) -> int:
@@ -43,7 +50,7 @@ def site(node: Node, kind: int) -> str:
     return f"{node._path}.{'output' if kind == OUTPUT else 'input'}"
 
 
-def missed(run: "Pass", node: Node, kind: int, overrun: bool) -> TraceError:
+def missed(run: Explained, node: Node, kind: int, overrun: bool) -> TraceError:
     """The pass went by, or ended, without coming to a site that was waited for."""
     order = run.order or (run.observation.order if run.observation else None)
     calls = order.calls(node._module) if order is not None else None
@@ -53,7 +60,7 @@ def missed(run: "Pass", node: Node, kind: int, overrun: bool) -> TraceError:
 
 
 def _out_of_order(
-    run: "Pass", node: Node, kind: int, order: Order | None, overrun: bool
+    run: Explained, node: Node, kind: int, order: Order | None, overrun: bool
 ) -> OutOfOrderError:
     name = site(node, kind)
     by = _ran_past(run, node, kind, order)
@@ -72,7 +79,7 @@ def _out_of_order(
     )
 
 
-def _never_ran(run: "Pass", node: Node, kind: int, order: Order | None) -> NeverRanError:
+def _never_ran(run: Explained, node: Node, kind: int, order: Order | None) -> NeverRanError:
     ran = [run.root._path_of(module) for module in (order.called if order else ())]
     inside = [path for path in ran if path.startswith(_parent_path(node))]
     shown = (inside or ran)[:_LISTED_MAX]
@@ -89,11 +96,11 @@ def _parent_path(node: Node) -> str:
     return node._path.rpartition(".")[0]
 
 
-def _asked_before(run: "Pass", node: Node) -> bool:
+def _asked_before(run: Explained, node: Node) -> bool:
     return any(read[0]._module is node._module for read in run.trail[:-1])
 
 
-def _ran_past(run: "Pass", node: Node, kind: int, order: Order | None) -> Read | None:
+def _ran_past(run: Explained, node: Node, kind: int, order: Order | None) -> Read | None:
     """The first request of the block that took the model beyond a site."""
     asked = [r for r in run.trail if not (r[0]._module is node._module and r[1] == kind)]
     place = _position(order, node._module, kind)
@@ -140,7 +147,7 @@ def too_late_to_write_input(node: Node) -> OutOfOrderError:
     )
 
 
-def step_has_passed(run: "Pass", step: int) -> StepError:
+def step_has_passed(run: Explained, step: int) -> StepError:
     """A loop asked for a step before the one the run is in."""
     return StepError(
         f"step {step} was asked for, but the run is already in step {run.step}.",
@@ -149,7 +156,7 @@ def step_has_passed(run: "Pass", step: int) -> StepError:
     )
 
 
-def no_such_step(run: "Pass", step: int) -> StepError:
+def no_such_step(run: Explained, step: int) -> StepError:
     """`tracer.next()` found the run at its end."""
     return StepError(
         f"there is no step {step}: the run ended after {max(run.step, 0) + 1} steps.",
@@ -158,7 +165,7 @@ def no_such_step(run: "Pass", step: int) -> StepError:
     )
 
 
-def pass_is_over(run: "Pass") -> PassClosedError:
+def pass_is_over(run: Explained) -> PassClosedError:
     """Something was asked of a pass that has ended."""
     return PassClosedError(
         f"the pass of {run.root._path_of(run.root._module)} is over.",
@@ -167,7 +174,7 @@ def pass_is_over(run: "Pass") -> PassClosedError:
     )
 
 
-def other_thread(run: "Pass") -> PassClosedError:
+def other_thread(run: Explained) -> PassClosedError:
     """A parked pass can only be continued by the thread that started it."""
     return PassClosedError(
         "this pass belongs to another thread.",

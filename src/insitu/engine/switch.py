@@ -53,12 +53,6 @@ def _live() -> None:
     _enter(_serve)
 
 
-# Python keeps frames in chunks of 16 KB, mapped when a call crosses the end of one and unmapped when
-# it returns. A model's calls would cross in every layer (60 µs a pass of GPT-2). A first frame that
-# claims 128 KB makes the greenlet's first chunk 256 KB, of which only what is used becomes memory.
-_live.__code__ = _live.__code__.replace(co_stacksize=16_000)
-
-
 def _serve() -> None:
     """Serve tasks until the worker is dropped; no local may refer to it, or it never would be."""
     while True:
