@@ -12,7 +12,7 @@ import torch
 
 from insitu.models.language import LanguageModel
 
-SUBJECT, OTHER_SUBJECT = "The Eiffel Tower", "The Colosseum"
+SUBJECT, OTHER_SUBJECT = "The Eiffel Tower", "The Trevi Fountain"  # three tokens each
 PROMPT = f"{SUBJECT} is in the city of"
 OTHER = f"{OTHER_SUBJECT} is in the city of"
 
@@ -49,12 +49,9 @@ def explore(model: LanguageModel) -> Found:
             streams = [layers[0].input[0].clone(), *(layer.output[0].clone() for layer in layers)]
             other = _top(model, model.lm_head.output, 1)[0][0]
         answer = _top(model, logits, 5)
-        at, from_ = _last_token(model, SUBJECT), _last_token(model, OTHER_SUBJECT)
+        name, last = slice(1, len(model.tokenizer.encode(SUBJECT))), slice(-1, None)
         patched = [
-            (
-                _patch(model, i, (at, stream[from_]), other),
-                _patch(model, i, (-1, stream[-1]), other),
-            )
+            (_patch(model, i, (name, stream), other), _patch(model, i, (last, stream), other))
             for i, stream in enumerate(streams)
         ]
         plain, edited = _generate(model, None), _generate(model, streams[-2][-1])
@@ -63,17 +60,13 @@ def explore(model: LanguageModel) -> Found:
     return Found(size, answer, tuple(lens), tuple(patched), other, plain, edited)
 
 
-def _last_token(model: LanguageModel, subject: str) -> int:
-    return len(model.tokenizer.encode(subject)) - 1
-
-
-def _patch(model: LanguageModel, layer: int, put: tuple[int, torch.Tensor], answer: str) -> float:
-    """Put another prompt's residual stream into one position, after so many layers."""
-    position, stream = put
+def _patch(model: LanguageModel, depth: int, put: tuple[slice, torch.Tensor], answer: str) -> float:
+    """Put another prompt's residual stream into one place, after so many layers."""
+    place, stream = put
     with model.trace(PROMPT):
         layers = model.transformer.h
-        before = layers[layer - 1].output if layer else layers[0].input
-        before[0, position] = stream
+        before = layers[depth - 1].output if depth else layers[0].input
+        before[0, place] = stream[place]
         chances = model.lm_head.output[0, -1].softmax(-1)
     return float(chances[model.tokenizer.encode(answer)[0]])
 
@@ -109,7 +102,7 @@ def as_text(found: Found) -> str:
         "",
         f'3. What carries it: the residual stream of "{OTHER}" put into this prompt,',
         f"   and how likely {found.other!r} is then.",
-        f"     {'':16}{'subject':>10}{'last token':>14}",
+        f"     {'':16}{'its name':>10}{'last token':>14}",
     ]
     lines += [
         f"     after {number} layers  {subject:10.1%}{last:14.1%}"
@@ -195,9 +188,9 @@ pre {{ border: 1px solid var(--rule); border-radius: 6px; padding: .8rem 1rem; o
 unembedding: the logit lens.</p>
 <table>{lens}</table>
 <h2>What carries the answer</h2>
-<p>The residual stream of “{other}” put into this prompt, at one depth and one token; the bars show
+<p>The residual stream of “{other}” put into this prompt, at one depth and one place; the bars show
 how likely {answered} is then.</p>
-<table><thead><tr><th scope=col>patched at</th><th scope=col>last token of the subject</th>
+<table><thead><tr><th scope=col>patched at</th><th scope=col>the subject’s name</th>
 <th scope=col>last token of the prompt</th></tr></thead>{patched}</table>
 <h2>One step of a generation changed</h2>
 <p>“The Eiffel Tower is in”, continued; below, the same with that patch at step 3 alone.</p>
