@@ -43,9 +43,11 @@ fix: $(VENV)/dev
 size: $(VENV)/dev
 	$(BIN)/python tools/size.py
 
-# Against raw hooks and nnsight, which is installed for this alone, in an environment of its own.
+# Against raw hooks, nnsight, TransformerLens and pyvene, in an environment of its own (2 GB).
+# `make bench BENCH="overhead growth --quick"` for some of it.
+BENCH ?= --json build/benchmarks.json
 bench: .venv-bench/done
-	.venv-bench/bin/python benchmarks/overhead.py
+	.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
 INSTALL = $(PYTHON) -m venv $(1) && $(1)/bin/pip install --disable-pip-version-check -q -c constraints.txt
 

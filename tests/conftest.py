@@ -116,8 +116,8 @@ def left_nothing(monkeypatch):
     roots, unparked_before = weakref.WeakSet(), unparked()
     wrap = NNsight.__init__
 
-    def note(self, module):
-        wrap(self, module)
+    def note(self, module, **further):
+        wrap(self, module, **further)
         roots.add(module)
 
     monkeypatch.setattr(NNsight, "__init__", note)

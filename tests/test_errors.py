@@ -87,7 +87,8 @@ BASES = {
     "NoTraceError": RuntimeError, "PassClosedError": RuntimeError, "StepError": IndexError,
     "InputError": ValueError, "InputTypeError": TypeError, "DeviceError": RuntimeError,
     "WriteError": ValueError, "UnknownModuleError": AttributeError, "ModelNotFoundError": OSError,
-    "UsageError": ValueError, "InsituError": Exception,
+    "UsageError": ValueError, "UnknownSettingError": AttributeError, "InsituError": Exception,
+    "CacheBudgetError": MemoryError, "CacheFileError": OSError,
 }  # fmt: skip
 
 
@@ -145,6 +146,19 @@ def trigger_model_not_found(model, x, llm):
 
 def trigger_usage(model, x, llm):
     llm.trace("Once", max_new_tokens=3)
+
+
+def trigger_cache_budget(model, x, llm):
+    with model.trace(x) as tracer:
+        tracer.cache(budget=1)
+
+
+def trigger_cache_file(model, x, llm):
+    insitu.load_cache("./no/such/file")
+
+
+def trigger_unknown_setting(model, x, llm):
+    insitu.CONFIG.APP.DEBUGG = True
 
 
 TRIGGERS = {

@@ -13,40 +13,60 @@ import importlib
 import sys
 from typing import Any
 
+from insitu.engine.cache import ActivationCache, load_cache
+from insitu.engine.backward_call import backward
 from insitu.engine.held import Run
 from insitu.engine.save import save
 from insitu.engine.trace import Tracer
 from insitu.engine.values import force
+from insitu.engine.views import View
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import (
+    CacheBudgetError,
+    CacheFileError,
+    CaptureError,
     DeviceError,
+    GradientError,
     InputError,
     InputTypeError,
     InsituError,
     InsituWarning,
+    MissingActivation,
     ModelNotFoundError,
     NeverRanError,
     NoTraceError,
     OutOfOrderError,
     PassClosedError,
+    ScanError,
+    SourceError,
     StepError,
     TraceError,
     UnknownModuleError,
+    UnknownOperationError,
+    UnknownSettingError,
     UsageError,
     WriteError,
 )
 from insitu.models.base import NNsight
 from insitu.models.language import LanguageModel
+from insitu.settings import CONFIG
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in plain alphabetical order
+    "ActivationCache",
+    "CONFIG",
+    "CacheBudgetError",
+    "CacheFileError",
+    "CaptureError",
     "DeviceError",
+    "GradientError",
     "InputError",
     "InputTypeError",
     "InsituError",
     "InsituWarning",
     "LanguageModel",
+    "MissingActivation",
     "ModelNotFoundError",
     "NNsight",
     "NeverRanError",
@@ -54,14 +74,21 @@ __all__ = [
     "OutOfOrderError",
     "PassClosedError",
     "Run",
+    "ScanError",
+    "SourceError",
     "StepError",
     "TraceError",
     "Tracer",
     "UnknownModuleError",
+    "UnknownOperationError",
+    "UnknownSettingError",
     "UsageError",
+    "View",
     "WrappedModule",
     "WriteError",
+    "backward",
     "force",
+    "load_cache",
     "save",
 ]
 
@@ -71,6 +98,10 @@ _EXTENSION = ("load_ipython_extension", "unload_ipython_extension")
 def __getattr__(name: str) -> Any:
     if name in _EXTENSION:  # `%load_ext insitu`; importing insitu alone imports no IPython
         return getattr(importlib.import_module("insitu.notebook.extension"), name)
+    if not name.startswith("_"):  # a name of older documents
+        older = importlib.import_module("insitu.compat").OLDER
+        if name in older:
+            return older[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,14 +13,23 @@ InsituError
 │   ├── NeverRanError          the module is not called in this pass
 │   ├── NoTraceError           a value was asked for while nothing runs
 │   ├── PassClosedError        the pass is over, or belongs to another thread
-│   └── StepError              the run has no such step
+│   ├── StepError              the run has no such step
+│   ├── GradientError          no gradient comes to a tensor, or it has passed
+│   ├── CaptureError           a body that runs later, or elsewhere, cannot be taken along
+│   └── ScanError              a scan needs values, and has shapes only
 ├── InputError (ValueError)    no input, an empty one, or one of the wrong kind
 │   └── InputTypeError (TypeError)
 ├── DeviceError (RuntimeError)
 ├── WriteError (ValueError)    the new value does not fit the site
 ├── UnknownModuleError (AttributeError)
+├── UnknownOperationError (AttributeError)
+├── SourceError (OSError)      a forward's operations cannot be named, or not be reached
+├── MissingActivation (KeyError, AttributeError)    a cache has no such value
+├── CacheBudgetError (MemoryError)    a cache outgrows its budget
+├── CacheFileError (OSError)   a cache cannot be written there, or not be read
 ├── ModelNotFoundError (OSError)
 └── UsageError (ValueError)    a magic or a method was given words it does not know
+    └── UnknownSettingError (AttributeError)
 """
 
 
@@ -61,6 +70,18 @@ class StepError(TraceError, IndexError):
     """The run has no such step, or it has passed."""
 
 
+class GradientError(TraceError):
+    """A backward brings no gradient to a tensor, or has passed it."""
+
+
+class CaptureError(TraceError):
+    """A body that is to run later, or elsewhere, cannot be taken along."""
+
+
+class ScanError(TraceError):
+    """A scan came to an operation whose result depends on values."""
+
+
 class InputError(InsituError, ValueError):
     """A trace was given no input, or one that has nothing in it."""
 
@@ -81,12 +102,39 @@ class UnknownModuleError(InsituError, AttributeError):
     """A path names no module."""
 
 
+class UnknownOperationError(InsituError, AttributeError):
+    """A name stands for no operation of a forward, or no longer for the one it stood for."""
+
+
+class SourceError(InsituError, OSError):
+    """The operations of a function cannot be named, or not be reached."""
+
+
+class MissingActivation(InsituError, KeyError, AttributeError):
+    """A cache holds no such value: not asked for, not run, or changed in place."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError's shows the three lines as one
+
+
+class CacheBudgetError(InsituError, MemoryError):
+    """A cache would take more bytes than it may."""
+
+
+class CacheFileError(InsituError, OSError):
+    """A cache cannot be written to a file or folder, or not be read from it."""
+
+
 class ModelNotFoundError(InsituError, OSError):
     """A model's name or folder could not be opened."""
 
 
 class UsageError(InsituError, ValueError):
     """A magic or a method was given words it does not know."""
+
+
+class UnknownSettingError(UsageError, AttributeError):
+    """`insitu.CONFIG` has no setting of that name."""
 
 
 class InsituWarning(UserWarning):

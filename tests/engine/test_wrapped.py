@@ -102,6 +102,26 @@ def test_a_module_called_twice_is_met_at_each_call(branches, four):
         assert torch.equal(second, expected[1])
 
 
+class Faulty(nn.Module):
+    """Raises an AttributeError of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.inner(x).no_such_method()
+
+
+@pytest.mark.parametrize("site", ["output", "input", "inputs"])
+def test_an_attribute_error_of_the_models_own_is_not_hidden(four, site):
+    net = nn.Sequential(Faulty(), nn.Tanh())
+    model = NNsight(net)
+    with pytest.raises(AttributeError, match="no_such_method"), model.trace(four):
+        getattr(model[1], site)
+    assert not hasattr(model[1], "_raised")
+
+
 class Bert(nn.Module):
     """A submodule named like a site of ours, as in BERT's layers."""
 

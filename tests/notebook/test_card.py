@@ -76,11 +76,13 @@ def test_a_write_to_what_nobody_reads_is_flagged(cell):
     assert "no effect" in shown.html
 
 
-def test_a_skip_is_told_as_what_the_writes_do_not_explain(cell):
+def test_a_skip_is_a_write_with_an_effect_of_its_own(cell):
     shown = cell(
         f"%%trace model '{PROMPT}'\nmodel.transformer.h[2].skip(model.transformer.h[0].output * 3)"
     )
-    assert "a module was skipped" in shown.text
+    line = next(line for line in shown.text.splitlines() if "skipped" in line)
+    assert "transformer.h.2.output" in line and " TV" in line
+    assert "all but" not in shown.text
 
 
 def test_more_writes_than_are_replayed_get_the_total_alone(cell):

@@ -47,6 +47,7 @@ class Node(Protocol):
     _parent: Any
     _name: str
     _root: Any
+    _whole: nn.Module
     _place: tuple[nn.Module | None, dict[str, Any], str]
     _extras: dict[str, nn.Module]
 
@@ -114,7 +115,9 @@ class AtBothSides(Stopping):
         if getcurrent() is not run.worker:
             return forward(*args, **kwargs)
         args, kwargs = run.enter(module, args, kwargs)
-        skipped = module in run.skips
+        if run.sites is not None and module in run.sites:
+            forward = run.sites[module].under_way(forward)  # rewritten while it stood at its input
+        skipped = run.is_skipped(module)
         output = run.take_skip(module) if skipped else forward(*args, **kwargs)
         return run.leave(module, args, kwargs, output)
 
@@ -122,7 +125,7 @@ class AtBothSides(Stopping):
 class Arming:
     """The modules a pass can stop at. Abstract: `Pass` adds what happens there."""
 
-    __slots__ = ("armed_around", "callers", "hook_key", "hooked", "inputs", "outputs", "placed")
+    __slots__ = ("armed_around", "both", "callers", "hook_key", "hooked", "inputs", "outputs", "placed", "sites")
 
     callers: dict[nn.Module, tuple[nn.Module, ...]]
     """For modules called from outside their own tree: who calls them."""
@@ -131,6 +134,10 @@ class Arming:
     placed: list[Placed]
     hooked: set[nn.Module] | None
     hook_key: int
+    sites: dict[Any, Any] | None
+    """The rewritten forwards of this pass (see `source`), by the module whose forward it is."""
+    both: bool
+    """Whether modules are armed on both sides: bodies beside the block come before it there."""
     armed_around: nn.Module | None
     """The module around the one armed last: it and those around it are armed too."""
 
@@ -143,6 +150,9 @@ class Arming:
         if self.callers and module in self.callers:
             self._arm_callers(module)
         namespace = module.__dict__
+        if self.both:
+            self._arm_both(module)
+            return module
         if namespace["_forward_hooks"]:
             self._hook(module)
             return module
@@ -155,18 +165,24 @@ class Arming:
 
     def arm_input(self, node: Node) -> nn.Module:
         """Let the pass stop at a module's arguments, or skip its call."""
-        module = node._module
-        if module not in self.outputs:
-            module = self.arm_output(node, module)
-        if module not in self.inputs:
-            self._arm_both(module)
+        both, self.both = self.both, True
+        try:
+            module = self.arm_output(node, node._module)
+        finally:
+            self.both = both
         return module
 
     def arm_every(self, root: nn.Module) -> None:
         """Both sides of every module of a tree, for a pass that is observed or stepped."""
         for module in root.modules():
-            if module not in self.inputs:
-                self._arm_both(module)
+            self._arm_both(module)
+
+    def place(self, namespace: dict[str, Any], make: Callable[[], Any]) -> None:
+        """Put what `make` builds around the forward that is there in its place."""
+        with _lock:
+            before, wrapper = namespace.get("forward"), make()
+            self.placed.append((namespace, wrapper, before))
+            namespace["forward"] = wrapper
 
     def disarm(self) -> None:
         """Put every module's own forward back."""
@@ -181,6 +197,8 @@ class Arming:
         for module in self.hooked or ():
             module._forward_hooks.pop(self.hook_key, None)
             module._forward_hooks_with_kwargs.pop(self.hook_key, None)
+        for site in (self.sites or {}).values():
+            site.close()
         self.placed = []
         self.hooked = None
         self.outputs.clear()
@@ -206,6 +224,8 @@ class Arming:
                 self._place_over(caller, AtOutput)
 
     def _arm_both(self, module: nn.Module) -> None:
+        if module in self.inputs:
+            return
         self.inputs.add(module)
         if module._forward_hooks:
             self._hook(module)
@@ -214,12 +234,7 @@ class Arming:
     def _place_over(self, module: nn.Module, kind: type[Stopping]) -> None:
         """Wrap what is there: the class's forward, or one of the instance's own (accelerate's)."""
         self.outputs.add(module)
-        with _lock:
-            namespace = module.__dict__
-            before = namespace.get("forward")
-            wrapper = kind((self, module, module.forward))
-            self.placed.append((namespace, wrapper, before))
-            namespace["forward"] = wrapper
+        self.place(module.__dict__, lambda: kind((self, module, module.forward)))
 
     def _hook(self, module: nn.Module) -> None:
         self.outputs.add(module)

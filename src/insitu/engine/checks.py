@@ -46,21 +46,28 @@ def may_come(run: Checked, node: Node, kind: int) -> None:
     """The order says that a site has passed: raise if it cannot come again."""
     if run.unbound and run.stepping:
         return
-    standing = run.at_output if run.at_output is not None else run.at_input
-    frame = run.worker.gr_frame if isinstance(run.worker, Worker) else None
-    if standing is None or not may_still_run(node, standing, frame):
+    if not _can_come(run, node):
         raise missed(run, node, kind)
 
 
+def _can_come(run: Checked, node: Node) -> bool:
+    """Whether a module may be called again from where the pass stands."""
+    begins, standing = run.at_input, run.at_output if run.at_output is not None else run.at_input
+    if isinstance(begins, nn.Module) and node._module in set(begins.modules()) - {begins}:
+        return True
+    frame = run.worker.gr_frame if isinstance(run.worker, Worker) else None
+    return standing is not None and may_still_run(node, standing, frame)
+
+
 def may_skip(run: Checked, node: Node, module: nn.Module) -> None:
-    """Raise if a module has begun, so that its call can no longer be skipped."""
+    """Raise if a module has begun, and no call of it can follow that could be skipped."""
     if run.closed:
         raise misses.pass_is_over(run)
     place = run.single.get(module)
-    begun = place is not None and place[1] < run.here
+    begun = module is run.at_output or (place is not None and place[1] < run.here)
     if run.observation is not None:
         begun = run.observation.has_entered(module)
-    if run.ended or module is run.at_output or begun:
+    if run.ended or (begun and not _can_come(run, node)):
         raise misses.skipped_too_late(node)
 
 

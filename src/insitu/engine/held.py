@@ -12,11 +12,11 @@ import atexit
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from insitu.engine import misses
+from insitu.engine.edits import edited
 from insitu.engine.interleave import Pass
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.running import opened
@@ -29,7 +29,7 @@ from insitu.errors import InsituWarning
 class Run:
     """A pass that is parked between two statements and goes on when told to."""
 
-    def __init__(self, root: Any, call: Callable[[Pass], Any], kind: str, stepping: bool) -> None:
+    def __init__(self, root: Any, call: Any, kind: str, stepping: bool) -> None:
         mount()
         for earlier in [
             run for run in opened if run.root is root and run.thread == threading.get_ident()
@@ -37,6 +37,7 @@ class Run:
             _close(earlier)
         self._root = root
         self._pass = run = Pass(root, call, kind, stepping)
+        edited(run)
         run.arm_every(root._module)
         opened.append(run)
         # The pass must not refer to its handle, or a dropped handle would never be collected.

@@ -17,10 +17,11 @@ runs on.
 """
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from sys import _getframe
 from threading import get_ident
-from typing import Any, Protocol
+from types import CodeType
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -55,8 +56,43 @@ class Watcher(Protocol):
     def arrived(self, node: Node, kind: int, value: Any, line: int, step: int) -> None:
         """The block is about to be given the value of a site."""
 
+    def skipped(self, node: Node, value: Any, line: int, step: int) -> None:
+        """A module's call has been replaced by a value."""
+
     def leaving(self, value: Any) -> None:
         """The block goes on to another site and leaves this value behind."""
+
+
+class Beside(Protocol):
+    """Captured bodies that take their turns before the block in place."""
+
+    outputs: Mapping[Any, Any]
+    inputs: Mapping[Any, Any]
+    skips: Mapping[Any, Any]
+
+    def at_output(self, key: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """A module has returned."""
+
+    def at_input(self, key: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """A module is called."""
+
+    def skips_all_rows(self, key: Any) -> bool:
+        """Whether a module's next call need not be computed at all."""
+
+    def skipped(self, key: Any, output: Any) -> Any:
+        """What a module returns when rows of its call are skipped."""
+
+    def new_step(self) -> None:
+        """The model begins another step."""
+
+    def end_steps(self) -> None:
+        """No step follows."""
+
+    def end(self) -> None:
+        """The traced call has returned."""
+
+    def close(self) -> None:
+        """The pass is over."""
 
 
 class Pass(Arming):
@@ -64,14 +100,14 @@ class Pass(Arming):
 
     __slots__ = (
         "__weakref__", "args", "at_input", "at_output", "base_modes", "block", "block_modes",
-        "call", "cleared", "closed", "direct", "ended", "error", "here", "kind", "kwargs",
-        "model_modes", "observation", "order", "outer", "overrun", "result", "root", "single",
-        "skips", "started", "step", "stepping", "steps_over", "thread", "to_block", "to_model",
-        "trail", "unbound", "value", "want_any", "want_input", "want_output", "want_step",
-        "watch", "worker",
+        "call", "calls_over", "cleared", "closed", "direct", "ended", "ends", "entered", "error", "failure", "here", "kind",
+        "kwargs", "lanes", "model_modes", "observation", "order", "outer", "overrun", "prepare",
+        "result", "root", "single", "skips", "started", "step", "stepping", "steps_over", "taps", "taps_before",
+        "thread", "to_block", "to_model", "trail", "unbound", "value", "want_any", "want_input",
+        "want_output", "want_step", "watch", "whole", "worker",
     )  # fmt: skip
 
-    def __init__(self, root: Any, call: Callable[["Pass"], Any], kind: str, stepping: bool) -> None:
+    def __init__(self, root: Any, call: Any, kind: str, stepping: bool) -> None:
         order: Order | None = root._orders.get(kind)
         self.order = order
         if order is None:
@@ -81,11 +117,21 @@ class Pass(Arming):
         self.outputs: set[nn.Module] = set()
         self.inputs: set[nn.Module] = set()
         self.placed: list[Placed] = []
+        self.sites: dict[Any, Any] | None = None
         self.hooked: set[nn.Module] | None = None
         self.hook_key = 0
+        self.both = False
         self.armed_around: nn.Module | None = None
         self.root = root
+        self.whole: nn.Module = root._module
         self.call = call
+        self.prepare: Callable[[Pass], None] | None = None
+        self.lanes: Beside | None = None
+        self.taps: dict[Any, list[Callable[..., None]]] | None = None
+        self.taps_before: dict[Any, list[Callable[..., None]]] | None = None
+        self.ends: list[Callable[[bool], None]] | None = None
+        self.failure: BaseException | None = None
+        self.entered: tuple[CodeType, int] | None = None
         self.kind = kind
         self.stepping = stepping
         self.thread = get_ident()
@@ -103,6 +149,7 @@ class Pass(Arming):
         self.trail: list[misses.Read] = []
         self.skips: dict[nn.Module, tuple[misses.Read, Any]] = {}
         self.here = self.step = -1
+        self.calls_over = 0
         self.want_any = self.started = self.direct = self.ended = self.closed = self.cleared = False
         self.overrun = self.steps_over = self.unbound = False
         self.value: Any = None
@@ -151,8 +198,7 @@ class Pass(Arming):
         """The first read of a pass, and reads while someone watches or the block moves about."""
         if self.observation is not None and self.observation.has_left(module):
             checks.may_come(self, node, OUTPUT)
-        self.want_output = module
-        self.resume()
+        self._run_to(module, OUTPUT)
         if self.at_output is not module:
             raise checks.missed(self, node, OUTPUT)
         if self.order is not None:
@@ -177,8 +223,7 @@ class Pass(Arming):
             checks.may_come(self, node, INPUT)
         frame = _getframe(depth)
         self.trail.append((node, INPUT, frame.f_code, frame.f_lasti))
-        self.want_input = module
-        self.resume()
+        self._run_to(module, INPUT)
         if self.at_input is not module:
             raise checks.missed(self, node, INPUT)
         if place is not None:
@@ -206,6 +251,30 @@ class Pass(Arming):
         frame = _getframe(2)
         self.skips[module] = ((node, INPUT, frame.f_code, frame.f_lasti), value)
 
+    def _run_to(self, module: nn.Module, kind: int) -> None:
+        """Run to a module's next call, or, in a loop that began later, to one beyond it."""
+        over, self.calls_over = self.calls_over, 0
+        for _ in range(over + 1):
+            if kind == OUTPUT:
+                self.want_output = module
+            else:
+                self.want_input = module
+            self.resume()
+            if self.ended:
+                return
+
+    def to_call(self, node: Node, count: int) -> bool:
+        """Run to the arguments of a module's next call but `count - 1`; False if there is none."""
+        module = node._module
+        if module not in self.inputs and not self.ended:
+            module = self.arm_input(node)
+        for _ in range(count):
+            if self.ended:
+                return False
+            self._run_to(module, INPUT)
+        self.want_input = None
+        return self.at_input is module
+
     def resume(self) -> None:
         """Let the model run until it stands where it is wanted, or ends."""
         if self.closed or self.ended:
@@ -214,8 +283,10 @@ class Pass(Arming):
             raise checks.in_another_thread(self)
         if self.watch is not None:
             self._tell_leaving()
-        self.at_output = self.at_input = None
         here = getcurrent()
+        if here is self.worker:
+            raise misses.asked_by_the_model(self)
+        self.at_output = self.at_input = None
         if here is not self.block:
             self.block = here
             self.to_block = here.switch
@@ -235,14 +306,47 @@ class Pass(Arming):
             raise misses.step_has_passed(self, step)
         if self.steps_over or self.ended:
             return False
-        if not self.stepping:
-            self.stepping = True
-            if self.started:
-                self.step = 0
+        self.take_steps()
         self.want_step = step
         self.resume()
         self.want_step = None
         return not (self.steps_over or self.ended)
+
+    def take_steps(self) -> None:
+        """Count the model's steps from here on."""
+        if not self.stepping:
+            self.stepping = True
+            if self.started:
+                self.step = 0
+
+    def tap(self, node: Node, callback: Callable[..., None]) -> None:
+        """Have `callback(args, kwargs, output)` told of every call of a module.
+
+        It is told last, after the block has had its turn, with what the module then returns.
+        """
+        checks.still_open(self, node, OUTPUT)
+        self.taps = self.taps if self.taps is not None else {}
+        self.taps.setdefault(self.arm_input(node), []).append(callback)
+
+    def tap_input(self, node: Node, callback: Callable[..., None]) -> None:
+        """Have `callback(args, kwargs)` told what each call of a module is made with."""
+        checks.still_open(self, node, INPUT)
+        self.taps_before = self.taps_before if self.taps_before is not None else {}
+        self.taps_before.setdefault(self.arm_input(node), []).append(callback)
+
+    def at_end(self, callback: Callable[[bool], None]) -> None:
+        """Have `callback(failed)` called when nothing of the pass is left."""
+        self.ends = [*(self.ends or ()), callback]
+
+    @property
+    def arming(self) -> "Pass":
+        """Where modules are armed: what a lane shares with its pass."""
+        return self
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """On the model's side: a body beside the block failed, so the pass ends here."""
+        self.failure = error
+        raise Exit
 
     def to_next_module(self) -> nn.Module | None:
         """Run until any armed module has finished; None when the pass has ended instead."""
@@ -280,7 +384,7 @@ class Pass(Arming):
             raise misses.skip_never_used(next(iter(self.skips.values()))[0])
         return self.result
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """End the pass where it stands and leave no trace of it. Safe to call twice."""
         if self.closed:
             return
@@ -296,15 +400,17 @@ class Pass(Arming):
                     swap(self.block_modes)  # another thread's: it unwinds there when collected
         finally:
             self.error = None
+            if self.lanes is not None:
+                self.lanes.close()
             self._clear()
+        ends, self.ends = self.ends, None
+        for tell in ends or ():
+            tell(failed)
 
     # The model's side ------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if self.order is None:
-            self._observe()
-        if self.stepping:
-            self.arm_input(self.root)
+        self._make_ready()
         worker = acquire()
         self.worker = worker
         self.to_model = worker.switch
@@ -312,15 +418,41 @@ class Pass(Arming):
         self.direct = self.watch is None and self.observation is None
         worker.begin(self._run, contextvars.copy_context())
 
+    def _make_ready(self) -> None:
+        if self.order is None:
+            self._observe()
+        if self.prepare is not None:
+            prepare, self.prepare = self.prepare, None
+            try:
+                prepare(self)
+            except Exit:
+                self._raise_failure()
+        if self.stepping:
+            self.arm_input(self.root)
+
+    def _raise_failure(self) -> NoReturn:
+        """Raise what a body beside the block failed with, or the Exit being handled."""
+        if self.failure is None:
+            raise
+        failure, self.failure = self.failure, None
+        raise failure from None
+
+    def _call(self) -> None:
+        self.result = self.call(self)
+        if self.lanes is not None:
+            if self.observation is not None:
+                self.observation.finish()  # bodies that wait in vain are told what did run
+            self.lanes.end()
+
     def _run(self) -> Greenlet:
         try:
-            self.result = self.call(self)
+            self._call()
             self.ended = True
         except Exit as error:
             if self.block is None:
                 raise  # closed by another thread: this is the end of the greenlet
             if not self.closed:
-                self.error, self.ended = error, True
+                self.error, self.ended = self.failure or error, True
         except BaseException as error:
             self.error, self.ended = error, True
         self.direct = False
@@ -332,15 +464,16 @@ class Pass(Arming):
 
     def _run_inline(self) -> None:
         """Nobody stopped the pass anywhere: run it here, without a greenlet."""
-        if self.order is None:
-            self._observe()
+        self._make_ready()
         self.worker = getcurrent()
         self.started = True
         block_modes = current()
         if block_modes is not self.model_modes:
             swap(self.model_modes)
         try:
-            self.result = self.call(self)
+            self._call()
+        except Exit:
+            self._raise_failure()
         finally:
             if block_modes is not self.model_modes:
                 swap(block_modes)
@@ -352,10 +485,21 @@ class Pass(Arming):
 
     def after_hooks(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
         """Stop after the last of the user's own forward hooks; None says 'no change' to torch."""
-        if getcurrent() is not self.worker or not (self.want_output is module or self.want_any):
+        if getcurrent() is not self.worker:
             return None
-        value = self.stand(module, args, kwargs, output)
+        value = self._offer(module, args, kwargs, output)
         return None if value is output else value
+
+    def _offer(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Let everyone who asked have what a module returned, in turn; give what they leave."""
+        if self.lanes is not None and module in self.lanes.outputs:
+            output = self.lanes.at_output(module, args, kwargs, output)
+        if self.want_output is module or self.want_any:
+            output = self.stand(module, args, kwargs, output)
+        if self.taps is not None:
+            for tell in self.taps.get(module, ()):
+                tell(args, kwargs, output)
+        return output
 
     def stand(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Hand what a module returned to the block; give what the block leaves there."""
@@ -375,12 +519,28 @@ class Pass(Arming):
             self.observation.enter(module)
             if self.observation.order.complete:
                 self._learn()  # a second step has begun
-        self.args, self.kwargs = args, kwargs
-        if self.stepping and module is self.root._module:
+        if self.stepping and module is self.whole:
+            self.args, self.kwargs = args, kwargs
             self._new_step()
+            args, kwargs = self.args, self.kwargs
+        if self.lanes is not None and module in self.lanes.inputs:
+            args, kwargs = self.lanes.at_input(module, args, kwargs)
         if self.want_input is module:
+            self.args, self.kwargs = args, kwargs
             self._stand_at_input(module)
-        return self.args, self.kwargs
+            args, kwargs = self.args, self.kwargs
+        if self.taps_before is not None:
+            for tell in self.taps_before.get(module, ()):
+                tell(args, kwargs)
+        return args, kwargs
+
+    def is_skipped(self, module: nn.Module) -> bool:
+        """Whether a module that is called need not run."""
+        return module in self.skips or (
+            self.lanes is not None
+            and module in self.lanes.skips
+            and self.lanes.skips_all_rows(module)
+        )
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """A module armed on both sides has returned; give what it is to return."""
@@ -388,15 +548,21 @@ class Pass(Arming):
             raise Exit
         if self.observation is not None:
             self.observation.leave(module, output)
-        wanted = self.want_output is module or self.want_any
-        if wanted and not (self.hooked and module in self.hooked):
-            return self.stand(module, args, kwargs, output)
-        return output
+        if self.lanes is not None and module in self.lanes.skips:
+            output = self.lanes.skipped(module, output)
+        if self.hooked and module in self.hooked:
+            return output
+        return self._offer(module, args, kwargs, output)
 
     def take_skip(self, module: nn.Module) -> Any:
         """The value left for a module that is not to run."""
         self.observation = None  # what would have run inside it is not learned: observe the next
-        return self.skips.pop(module)[1]
+        if module not in self.skips:
+            return None  # of all rows: `leave` puts together what was left for them
+        read, value = self.skips.pop(module)
+        if self.watch is not None:
+            self.watch.skipped(read[0], value, misses.line(read), max(self.step, 0))
+        return value
 
     def _new_step(self) -> None:
         wanted = self.want_input if self.want_output is None else self.want_output
@@ -404,12 +570,14 @@ class Pass(Arming):
         self.overrun = bound and self.step >= 0 and not self.unbound
         self.step += 1
         self.here = -1
+        if self.lanes is not None:
+            self.lanes.new_step()
         if self.overrun:
             self.want_output = None
-            self._stand_at_input(self.root._module)
+            self._stand_at_input(self.whole)
         elif self.want_step is not None and self.step >= self.want_step:
             self.trail.clear()
-            self._stand_at_input(self.root._module)
+            self._stand_at_input(self.whole)
 
     def _stand_at_input(self, module: nn.Module) -> None:
         self.want_input = self.at_output = None
@@ -425,6 +593,8 @@ class Pass(Arming):
     def end_steps(self) -> None:
         """The traced call says that no step follows: a loop over steps ends here."""
         self.steps_over = True
+        if self.lanes is not None:
+            self.lanes.end_steps()
         if self.want_step is not None:
             self._hand_over()
 
@@ -460,7 +630,7 @@ class Pass(Arming):
         worker, self.worker = self.worker, None
         if isinstance(worker, Worker) and self.thread == get_ident():
             release(worker)
-        self.block = self.to_block = self.to_model = None
+        self.block = self.to_block = self.to_model = self.taps = self.taps_before = None
         self.value = self.args = self.kwargs = None
 
     def _tell_leaving(self) -> None:

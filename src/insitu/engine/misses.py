@@ -5,7 +5,7 @@ The pass knows what the block asked for (its trail) and in which order the model
 """
 
 from types import CodeType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -52,6 +52,8 @@ def site(node: Node, kind: int) -> str:
 
 def missed(run: Explained, node: Node, kind: int, overrun: bool) -> TraceError:
     """The pass went by, or ended, without coming to a site that was waited for."""
+    if not isinstance(node._module, nn.Module):
+        return cast(TraceError, node._module._missed(run, kind, overrun))  # an operation's own words
     order = run.order or (run.observation.order if run.observation else None)
     calls = order.calls(node._module) if order is not None else None
     if calls == 0 and not _asked_before(run, node):
@@ -63,7 +65,7 @@ def _out_of_order(
     run: Explained, node: Node, kind: int, order: Order | None, overrun: bool
 ) -> OutOfOrderError:
     name = site(node, kind)
-    by = _ran_past(run, node, kind, order)
+    by = ran_past(run, node, kind, order)
     if by is not None:
         asked = f"this one had read {site(by[0], by[1])} (line {line(by)}), which runs later"
         above = f"read {name} above line {line(by)}"
@@ -100,7 +102,7 @@ def _asked_before(run: Explained, node: Node) -> bool:
     return any(read[0]._module is node._module for read in run.trail[:-1])
 
 
-def _ran_past(run: Explained, node: Node, kind: int, order: Order | None) -> Read | None:
+def ran_past(run: Explained, node: Node, kind: int, order: Order | None) -> Read | None:
     """The first request of the block that took the model beyond a site."""
     asked = [r for r in run.trail if not (r[0]._module is node._module and r[1] == kind)]
     place = _position(order, node._module, kind)
@@ -180,6 +182,15 @@ def other_thread(run: Explained) -> PassClosedError:
         "this pass belongs to another thread.",
         "a forward pass is parked on the stack of the thread that started it.",
         "use it in that thread, or open another pass in this one.",
+    )
+
+
+def asked_by_the_model(run: Explained) -> NoTraceError:
+    """A hook or a forward asked for a value of the pass it is itself part of."""
+    return NoTraceError(
+        f"a value of {type(run.root._module).__name__} was asked for by code that it runs itself.",
+        "a hook or a forward cannot wait for the model: the model waits for it.",
+        "ask in the block of the trace; inside the model, use the tensors at hand.",
     )
 
 

@@ -65,7 +65,7 @@ class Order:
 
     def note(self, module: nn.Module) -> None:
         """A later pass has called this module: if the observed one did not, it may run or not."""
-        if module not in self.called:
+        if module not in self.called and isinstance(module, nn.Module):
             self.called[module] = Called()
 
 
@@ -88,12 +88,14 @@ class Observation:
         return module in self.order.called
 
     def has_left(self, module: nn.Module) -> bool:
-        """Whether a call of a module has returned in this pass."""
+        """Whether a call of a module has returned in this pass, and none is under way."""
         seen = self.order.called.get(module)
-        return seen is not None and bool(seen.ends)
+        return seen is not None and bool(seen.ends) and module not in self._stack
 
     def enter(self, module: nn.Module) -> None:
-        """A module is called."""
+        """A module is called; operations are not observed, their forward tells their order."""
+        if not isinstance(module, nn.Module):
+            return
         if module is self._root and module in self.order.called:
             self.finish()  # one call of the root is one pass
         if self.order.complete:
@@ -106,7 +108,7 @@ class Observation:
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A module has returned."""
-        if self.order.complete:
+        if self.order.complete or not isinstance(module, nn.Module):
             return
         while self._stack and self._stack.pop() is not module:
             pass  # modules left by an exception their caller caught

@@ -10,7 +10,8 @@ from torch import nn
 
 from insitu.errors import UnknownModuleError
 
-_SHOWN_MAX = 8
+SHOWN_MAX = 8
+"""How many names an error lists."""
 
 
 def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> list[str]:
@@ -18,11 +19,13 @@ def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> list[str]
     return difflib.get_close_matches(name, list(names), n=3, cutoff=likeness)
 
 
-def unknown(module: nn.Module, path: str, name: str) -> UnknownModuleError:
-    """The error for a name that a module does not have."""
+def unknown(
+    module: nn.Module, path: str, name: str, more: Iterable[str] = ()
+) -> UnknownModuleError:
+    """The error for a name that a module does not have; `more` are names given by the user."""
     where = path or type(module).__name__
-    names = list(module._modules)
-    shown = ", ".join(names[:_SHOWN_MAX]) + (", …" if len(names) > _SHOWN_MAX else "")
+    names = [*module._modules, *more]
+    shown = ", ".join(names[:SHOWN_MAX]) + (", …" if len(names) > SHOWN_MAX else "")
     close = nearest(name, names)
     prefix = f"{path}." if path and path != "model" else ""
     return UnknownModuleError(

@@ -26,35 +26,41 @@ Span = tuple[int | None, int | None, int | None, int | None]
 """First line, last line, first column, last column."""
 
 
-def may_still_run(node: Node, standing: nn.Module, frame: FrameType | None) -> bool:
+def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
     """Whether the parked model may call a module after the one it stands at.
+
+    Every forward that is under way is asked, for it may call the module by any of its names.
 
     Args:
         node: the module asked for.
-        standing: the module the pass stands at.
+        standing: the module, or the operation, the pass stands at.
         frame: the innermost frame of the parked model.
     """
-    child, around = node, node._parent
-    while around is not None:
-        if standing in _inside(around._module):
-            running = [f for f in _frames(frame) if _self_of(f) is around._module]
-            if running or around._parent is None:
-                return any(_comes_to(f, child._name, around._module) for f in running)
-        child, around = around, around._parent
+    done = standing if isinstance(standing, nn.Module) else None  # its own forward is over
+    for parked in frames(frame):
+        around = self_of(parked)
+        if isinstance(around, nn.Module) and around is not done:
+            names = _leading_to(node._module, around)
+            if any(_comes_to(parked, name, around) for name in names):
+                return True
     return False
 
 
-def _inside(module: nn.Module) -> set[nn.Module]:
-    return set(module.modules()) - {module}
+def _leading_to(module: nn.Module, around: nn.Module) -> list[str]:
+    """The names in a module under which another one is reached."""
+    children = around._modules.items()
+    return [name for name, child in children if child is not None and module in child.modules()]
 
 
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+def frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that called it."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-def _self_of(frame: FrameType) -> Any:
+def self_of(frame: FrameType) -> Any:
+    """The first argument of the function that runs in a frame."""
     names = frame.f_code.co_varnames
     return frame.f_locals.get(names[0]) if frame.f_code.co_argcount and names else None
 

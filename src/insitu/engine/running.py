@@ -5,29 +5,40 @@ run = find(model.transformer.h[0])
 
 import contextvars
 from threading import get_ident
+from typing import Any
 
 from insitu.engine import misses
 from insitu.engine.arming import Node
 from insitu.engine.interleave import Pass
 
-active: contextvars.ContextVar[Pass | None] = contextvars.ContextVar("insitu_pass", default=None)
+active: contextvars.ContextVar[Any] = contextvars.ContextVar("insitu_pass", default=None)
 """The innermost pass of this thread or task; `Pass.outer` leads to those around it."""
 
 opened: list[Pass] = []
 """Passes held open, across cells and threads; the latest last."""
 
 
-def find(node: Node) -> Pass:
-    """The running pass of this node's model: the innermost around the caller, or one held open."""
+def find(node: Node) -> Any:
+    """The running pass of this node's model: the innermost around the caller, or one held open.
+
+    One of this very wrapper comes before one of another wrapper of the same module. In a captured
+    body it is the body's lane, which looks to it as the pass does to a block in place.
+    """
+    around = []
     candidate = active.get()
     while candidate is not None:
-        if candidate.root is node._root and not candidate.closed:
-            return candidate
+        if not candidate.closed and candidate.whole is node._whole:
+            around.append(candidate)
         candidate = candidate.outer
+    for run in around:
+        if run.root is node._root:
+            return run
     held = [run for run in opened if run.root is node._root and not run.closed]
     here = [run for run in held if run.thread == get_ident()]
     if here:
         return here[-1]
+    if around:
+        return around[0]
     raise misses.other_thread(held[-1]) if held else misses.no_trace(node)
 
 

@@ -9,12 +9,16 @@ A step is one call of the model. A loop ends when the run ends, and what follows
 """
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
+from types import FrameType, TracebackType
 from typing import Any
 
 from insitu.engine import misses
+from insitu.engine.capture import Names, Skip, find_body, find_rest
 from insitu.engine.interleave import Pass
-from insitu.errors import StepError
+from insitu.engine.usage import returns_to
+from insitu.errors import StepError, UsageError
 
 
 class Steps:
@@ -23,11 +27,54 @@ class Steps:
     def __init__(self, run: Pass) -> None:
         self._run = run
 
-    def __getitem__(self, which: Any) -> Iterator[int]:
-        return _walk(self._run, wanted(which))
+    def __getitem__(self, which: Any) -> "Walk":
+        return Walk(self._run, wanted(which))
 
     def __iter__(self) -> Iterator[int]:
-        return self[:]
+        return iter(self[:])
+
+
+class Walk:
+    """Some steps, one after another: `for step in …:`, or the older `with … as step:`."""
+
+    def __init__(self, run: Pass, numbers: Iterable[int]) -> None:
+        self._run = run
+        self._numbers = numbers
+
+    def __iter__(self) -> Iterator[int]:
+        run = self._run
+        if not run.stepping:
+            yield from _by_module(run, self._numbers)
+            return
+        for number in self._numbers:
+            if not run.advance(number):
+                return
+            yield number
+
+    def __enter__(self) -> "Walk":
+        frame = sys._getframe(1)
+        self._body = find_body(frame, "with tracer.iter[…]")
+        self._names = Names(frame, self._body)
+        self._skip = Skip(frame)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not self._skip.swallow(error):
+            return False
+        try:
+            for step in self:
+                if self._body.target is not None:
+                    self._names[self._body.target] = step
+                self._body.run(self._names)
+        finally:
+            self._names.write_back()
+            self._names.close()
+        return True
 
 
 def wanted(which: Any) -> Iterable[int]:
@@ -45,19 +92,95 @@ def wanted(which: Any) -> Iterable[int]:
     return sorted(set(numbers))
 
 
-def advance(run: Pass) -> int:
+class RestDone(BaseException):
+    """Leaves a block whose remaining statements have run in every step; its trace swallows it."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+
+def all_steps(run: Any, frame: FrameType) -> Walk:
+    """Every step; as a statement of its own, the rest of the block runs in each of them."""
+    walk = Walk(run, wanted(slice(None)))
+    if returns_to(frame) != "discarded":
+        return walk
+    code, entered = getattr(run, "arming", run).entered or (None, None)
+    body = find_rest(frame, "model.all()", entered if code is frame.f_code else None)
+    names = Names(frame, body)
+    try:
+        for _ in walk:
+            body.run(names)
+    finally:
+        names.write_back()
+        names.close()
+    raise RestDone(getattr(run, "arming", run))
+
+
+def stream(run: Any) -> Iterator[Any]:
+    """Each step's new tokens, as they are generated."""
+    generator = run.root._extras.get("generator")
+    if generator is None or run.kind != "generate":
+        raise UsageError(
+            "stream() was called where nothing is generated.",
+            "it gives the new token of each step of a generation.",
+            "use it inside `with model.generate(prompt, max_new_tokens=20) as tracer:`.",
+        )
+    streamer = run.root.generator.streamer
+    for _ in Walk(run, wanted(slice(None))):
+        yield streamer.output
+
+
+def _by_module(run: Any, numbers: Iterable[int]) -> Iterator[int]:
+    """Steps of a model that is called once: further calls of the module the loop reads first."""
+    leader, before = None, 0
+    for number in numbers:
+        if leader is None:
+            run.calls_over, run.direct = number, False
+        elif not run.to_call(leader, number - before):
+            return
+        asked = len(run.trail)
+        yield number
+        before = number
+        if leader is None:
+            if len(run.trail) == asked:
+                raise _nothing_read(number)
+            leader = run.trail[asked][0]
+
+
+def next_call(node: Any, run: Any) -> Any:
+    """Go to a module's next call, in a generation to the next step, and give the module.
+
+    Raises:
+        StepError: it is not called again.
+    """
+    if run.stepping:
+        advance(run)
+    elif not run.to_call(node, 1):
+        raise StepError(
+            f"{node._path} is not called again.",
+            "the pass ended before its next call.",
+            "loop with `for step in tracer.iter[:]`, which ends by itself.",
+        )
+    return node
+
+
+def advance(run: Any) -> int:
     """Go to the next step, which must exist; a block begins in step 0."""
+    if not run.stepping and run.trail:
+        next_call(run.trail[-1][0], run)
+        return 1
     step = max(run.step, 0) + 1
     if not run.advance(step):
         raise misses.no_such_step(run, step)
     return step
 
 
-def _walk(run: Pass, numbers: Iterable[int]) -> Iterator[int]:
-    for number in numbers:
-        if not run.advance(number):
-            return
-        yield number
+def _nothing_read(step: int) -> StepError:
+    return StepError(
+        f"a loop over steps has read nothing in step {step}.",
+        "this model is called once, so its steps are counted by the module the loop reads first.",
+        "read a module in every step, or use generate(), where a step is a token.",
+    )
 
 
 def _not_a_step(which: Any) -> StepError:

@@ -9,15 +9,25 @@ print(h.shape, logits.shape)
 import dis
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Unpack
 
-from insitu.engine import steps
+from torch import nn
+
+from insitu.engine import cache_start, steps
+from insitu.engine.cache import ActivationCache
+from insitu.engine.cache_options import Options as CacheOptions
+from insitu.engine.edits import edited
 from insitu.engine.interleave import Pass, Watcher
+from insitu.engine.invoke import Barrier, Bodies, Invoke
+from insitu.engine.lanes import Lane
 from insitu.engine.running import active
 from insitu.engine.save import mount
-from insitu.errors import PassClosedError
+from insitu.engine.usage import enters_later, returns_to
+from insitu.errors import InsituWarning, PassClosedError
+from insitu.settings import CONFIG
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -32,21 +42,48 @@ class Stop(BaseException):
 class Tracer:
     """One trace: its pass begins when the block asks for something, and ends with the block."""
 
-    __slots__ = ("_call", "_kind", "_root", "_run", "_stepping", "watch")
+    __slots__ = (
+        "__weakref__", "_bodies", "_call", "_kind", "_root", "_run", "_stepping", "_untold", "watch",
+    )  # fmt: skip
 
-    def __init__(self, root: Any, call: Callable[[Pass], Any], kind: str, stepping: bool) -> None:
+    def __init__(self, root: Any, call: Any, kind: str, stepping: bool) -> None:
         self._root = root
         self._call = call
         self._kind = kind
         self._stepping = stepping
         self._run: Pass | None = None
+        self._bodies: Bodies | None = None
+        self._untold = True
         self.watch: Watcher | None = None
+
+    def alone(self) -> Any:
+        """Run without a block and give what the call returns."""
+        with self:
+            return self.result
+
+    def give_call(self) -> Any:
+        """The call this trace would make, for someone who makes it otherwise."""
+        self._untold = False
+        return self._call
+
+    def __del__(self) -> None:
+        if self._run is None and self._untold:
+            warnings.warn(
+                f"a {self._kind} of {type(self._root._module).__name__} was made and never entered; "
+                "it runs as `with model.trace(...):`, or at once where its result is used.",
+                InsituWarning,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> "Tracer":
         mount()
         self._run = run = Pass(self._root, self._call, self._kind, self._stepping)
+        frame = sys._getframe(1)
+        run.entered = frame.f_code, frame.f_lasti
         run.outer = active.get()
         run.watch = self.watch
+        if self._root._edits or self._call.pending:
+            self._bodies = edited(run)
         active.set(run)
         return self
 
@@ -56,20 +93,44 @@ class Tracer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        run = self._running()
+        run, failed = self._own(), True
         try:
-            if error is None:
+            rest_done = isinstance(error, steps.RestDone) and error.run is run
+            if error is None or rest_done:
                 run.finish()
-                return False
+                failed = False
+                return rest_done
             prune(traceback)
-            return isinstance(error, Stop) and error.run is run
-        except BaseException as failed:
-            prune(failed.__traceback__)
+            failed = not (isinstance(error, Stop) and error.run is run)
+            return not failed
+        except Stop as stopped:
+            if stopped.run is not run:
+                raise
+            failed = False
+            return False
+        except BaseException as raised:
+            prune(raised.__traceback__)
             raise
         finally:
-            run.close()
-            if active.get() is run:
-                active.set(run.around())
+            self._leave(failed)
+
+    def _leave(self, failed: bool) -> None:
+        run, bodies = self._own(), self._bodies
+        if active.get() is run:
+            active.set(run.around())
+        if bodies is not None:
+            bodies.write_back()
+        try:
+            run.close(failed)
+        finally:
+            if bodies is not None:
+                bodies.close()
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module that is traced."""
+        module: nn.Module = self._root._module
+        return module
 
     @property
     def result(self) -> Any:
@@ -85,9 +146,12 @@ class Tracer:
         """The steps of a generation: `for step in tracer.iter[:]`."""
         return steps.Steps(self._running())
 
-    def all(self) -> Any:
-        """Every step: `for step in tracer.all()`, the same as `tracer.iter[:]`."""
-        return self.iter[:]
+    def all(self) -> steps.Walk:
+        """Every step: `for step in tracer.all()`, the same as `tracer.iter[:]`.
+
+        As a statement of its own, the rest of the block runs in every step.
+        """
+        return steps.all_steps(self._running(), sys._getframe(1))
 
     def next(self) -> int:
         """Go to the beginning of the next step and return its number.
@@ -97,15 +161,61 @@ class Tracer:
         """
         return steps.advance(self._running())
 
+    def cache(self, modules: Any = None, **options: Unpack[CacheOptions]) -> ActivationCache:
+        """Keep what modules return, after all interventions, from here on.
+
+            with model.trace("Hello") as tracer:
+                cache = tracer.cache(["transformer.h.*"])
+            cache["transformer.h.0"].output             # [batch, pos, d_model]
+
+        Args:
+            modules: wrapped modules, paths or globs; every module when left out.
+            **options: `include_inputs`, `include_output`, `dtype`, `device`, `steps`, `detach`,
+                `clone`, `budget` (bytes) and `spill` (a folder), as `insitu.ActivationCache` tells.
+        """
+        return cache_start.start(self._running(), modules, **options)
+
+    def stream(self) -> Iterator[Any]:
+        """Each new token as it is generated, one per row: `for token in tracer.stream():`."""
+        return steps.stream(self._running())
+
     def stop(self) -> None:
         """End the pass and the block here; no later module runs."""
-        raise Stop(self._running())
+        raise Stop(self._own())
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
+        """One prompt of several in this pass, with a body that sees its rows.
+
+            with model.trace() as tracer:
+                with tracer.invoke("The Eiffel Tower is in"):
+                    h = model.transformer.h[2].output
+                with tracer.invoke("The Colosseum is in"):
+                    model.transformer.h[2].output[:, -1] = h[:, -1]
+
+        Without an input its body sees the rows of all.
+        """
+        return Invoke(self._captured(), args, kwargs)
+
+    def barrier(self, count: int) -> Barrier:
+        """A place where `count` invokes wait for each other: call it in each of them."""
+        return Barrier(self._captured().lanes, count)
 
     def log(self, *values: Any) -> None:
         """Print values, now; from a block that runs on a server they come to this terminal."""
         print(*values)
 
-    def _running(self) -> Pass:
+    def _running(self) -> Any:
+        """This trace's pass, or the lane of the captured body that asks."""
+        run = self._own()
+        here = active.get()
+        return here if isinstance(here, Lane) and here.run is run else run
+
+    def _captured(self) -> Bodies:
+        if self._bodies is None:
+            self._bodies = Bodies(self._own())
+        return self._bodies
+
+    def _own(self) -> Pass:
         if self._run is None:
             raise PassClosedError(
                 "this tracer has not been entered.",
@@ -115,8 +225,20 @@ class Tracer:
         return self._run
 
 
+def is_entered(frame: FrameType) -> bool:
+    """Whether the tracer being made in `frame` is entered, or handed on; else it runs at once."""
+    use, _, name = returns_to(frame).partition(":")
+    if use == "stored":
+        return enters_later(frame, name)
+    if use == "attribute":
+        return hasattr(Tracer, name)
+    return use not in ("discarded", "shown")
+
+
 def prune(traceback: TracebackType | None) -> None:
-    """Take this package's own frames out of a traceback, below the user's."""
+    """Take this package's own frames out of a traceback, below the user's; not while debugging."""
+    if CONFIG.APP.DEBUG:
+        return
     while traceback is not None:
         following = traceback.tb_next
         while following is not None and following.tb_frame.f_code.co_filename.startswith(_PACKAGE):

@@ -7,12 +7,15 @@ block.mlp.c_fc          # a submodule, wrapped when first named
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from insitu.engine import paths
+from insitu.engine import names, paths, views
+from insitu.engine.attached import attached
 from insitu.engine.running import active, find
+from insitu.engine.source.operations import Source, source_of
+from insitu.engine.steps import next_call
 from insitu.engine.values import fit
 from insitu.errors import UnknownModuleError
 
@@ -26,11 +29,15 @@ class WrappedModule:
     _parent: "WrappedModule | None"
     _name: str
     _root: Any
+    _whole: nn.Module
+    """The module of the root: wrappers of one model meet in its passes."""
     _place: tuple[nn.Module | None, dict[str, Any], str]
     """The module around this one, the dict it stands in there, and its key."""
     _children: dict[Any, "WrappedModule"]
     _extras: dict[str, nn.Module]
-    """Modules of ours beside the model's, such as `generator`."""
+    """Modules beside the model's: ours, such as `generator`, and those the user attached."""
+    _names: names.Names
+    """Further names of modules, and views; the root alone has them, those of the whole tree."""
 
     def __init__(self, module: nn.Module, parent: "WrappedModule | None", name: str) -> None:
         set_ = self.__dict__.__setitem__
@@ -38,6 +45,7 @@ class WrappedModule:
         set_("_parent", parent)
         set_("_name", name)
         set_("_root", self if parent is None else parent._root)
+        set_("_whole", module if parent is None else parent._whole)
         set_(
             "_place",
             (None, {}, "") if parent is None else (parent._module, parent._module._modules, name),
@@ -66,18 +74,30 @@ class WrappedModule:
         if run is None or run.root is not self._root or run.closed:
             run = find(self)
         module = self._module
-        return run.value if run.at_output is module else run.read_output(self, module)
+        try:
+            return run.value if run.at_output is module else run.read_output(self, module)
+        except AttributeError as error:
+            self.__dict__["_raised"] = error
+            raise
 
     @property
     def input(self) -> Any:
         """The module's first argument, given by position or by keyword; written like `output`."""
-        args, kwargs = find(self).read_inputs(self)
+        args, kwargs = self._given()
         return args[0] if args else next(iter(kwargs.values()), None)
 
     @property
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """All arguments: `(args, kwargs)`; written like `output`."""
-        return find(self).read_inputs(self)
+        return self._given()
+
+    def _given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            call: tuple[tuple[Any, ...], dict[str, Any]] = find(self).read_inputs(self, 3)
+        except AttributeError as error:
+            self.__dict__["_raised"] = error
+            raise
+        return call
 
     def skip(self, value: Any) -> None:
         """Replace the module's next call: it computes nothing and returns `value`.
@@ -86,6 +106,24 @@ class WrappedModule:
             model.h[1].skip(model.h[0].output)
         """
         find(self).skip(self, value)
+
+    def next(self) -> "WrappedModule":
+        """Go to the module's next call, in a generation to the next step: `m.next().output`."""
+        found: WrappedModule = next_call(self, find(self))
+        return found
+
+    @property
+    def source(self) -> Source:
+        """The operations inside the module's forward; printing them shows its text.
+
+            print(model.transformer.h[0].attn.source)
+            with model.trace(x):
+                out = model.transformer.h[0].attn.source.attention_interface_0.output
+
+        Raises:
+            SourceError: the forward has no text that could be shown.
+        """
+        return source_of(self)
 
     # The tree --------------------------------------------------------------------------------
 
@@ -100,19 +138,23 @@ class WrappedModule:
         module = self.__dict__["_module"]
         if name.startswith("__"):
             raise AttributeError(name)
+        if name in _SITES and "_raised" in self.__dict__:
+            raise self.__dict__.pop("_raised")  # Python asks here after the model raised one
         if (found := self._child(name)) is not None:
             self.__dict__[name] = found
             return found
         if (
             name.endswith("_")
-            and name[:-1] in type(self).__dict__
+            and hasattr(type(self), name[:-1])
             and (found := self._child(name[:-1]))
         ):
             return found
+        if (view := self._view(name)) is not None:
+            return views.read(view, self, name)
         try:
             return getattr(module, name)
         except AttributeError:
-            raise paths.unknown(module, self._path, name) from None
+            raise self._unknown(name) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "output":
@@ -150,6 +192,13 @@ class WrappedModule:
             run.write_inputs(self, (), {**kwargs, first: value})
 
     def _set_other(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            if (view := self._view(name)) is not None:
+                views.write(view, self, name, value)
+                return
+            if isinstance(value, nn.Module):
+                names.attach(self, name, value)
+                return
         close = paths.nearest(name, _SITES, 0.7)
         if name in self.__dict__ or (self._parent is None and not close):
             object.__setattr__(self, name, value)  # a model may carry what its user hangs on it
@@ -160,14 +209,27 @@ class WrappedModule:
             f"did you mean {self._path}.{close[0]}?" if close else "write to output or inputs.",
         )
 
+    def __delattr__(self, name: str) -> None:
+        if not names.detach(self, name):
+            object.__delattr__(self, name)
+
     def _child(self, name: str) -> "WrappedModule | None":
         module = self._submodule(name)
         if module is None:
-            return None
+            other: WrappedModule | None = names.found(self, name)
+            return other
         found = self._children.get(name)
         if found is None or found._module is not module:
             found = self._children[name] = WrappedModule(module, self, name)
+            found._extras.update(attached(found))
         return found
+
+    def _view(self, name: str) -> type[views.View] | None:
+        viewed = self._root._names.viewed
+        return views.providing(viewed, self._module, name) if viewed else None
+
+    def _unknown(self, name: str) -> UnknownModuleError:
+        return paths.unknown(self._module, self._path, name, names.here(self))
 
     def _submodule(self, name: str) -> nn.Module | None:
         module: nn.Module | None = self._module._modules.get(name)
@@ -181,7 +243,7 @@ class WrappedModule:
         parent._refresh()
         module = parent._submodule(self._name)
         if module is None:
-            raise paths.unknown(parent._module, parent._path, self._name)
+            raise parent._unknown(self._name)
         self.__dict__["_module"] = module
         self.__dict__["_place"] = (parent._module, parent._module._modules, self._name)
 
@@ -207,7 +269,7 @@ class WrappedModule:
         for name in path.split("."):
             found = node._child(name)
             if found is None:
-                raise paths.unknown(node._module, node._path, name)
+                raise node._unknown(name)
             node = found
         return node
 
@@ -219,7 +281,9 @@ class WrappedModule:
                 yield from found._nodes()
 
     def _path_of(self, module: nn.Module) -> str:
-        """The path of a module of this tree, as error texts show it."""
+        """The path of a module of this tree, or of an operation in it, as error texts show it."""
+        if not isinstance(module, nn.Module):
+            return cast(str, module._path)
         for node in self._nodes():
             if node._module is module:
                 return node._path
@@ -241,8 +305,8 @@ class WrappedModule:
         return self._module(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return repr(self._module)
+        return repr(self._module) + names.told(self)
 
     def __dir__(self) -> list[str]:
         own = [name for name in dir(type(self)) if not name.startswith("_")]
-        return [*self._module._modules, *own]
+        return [*dict.fromkeys((*self._module._modules, *self._extras, *names.here(self))), *own]

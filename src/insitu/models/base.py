@@ -6,18 +6,35 @@ with model.trace(x):
 """
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from insitu.engine import names
+from insitu.engine.batch import Call, Rows, join, tensors
+from insitu.engine.edits import Edit, Editor
 from insitu.engine.held import Run
 from insitu.engine.interleave import Pass
 from insitu.engine.order import Order
-from insitu.engine.trace import Tracer
+from insitu.engine.running import anything_runs, find
+from insitu.engine.scan import Scan
+from insitu.engine.steps import Steps, Walk, all_steps
+from insitu.engine.trace import Tracer, is_entered
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import DeviceError, InputError, InputTypeError
+
+
+class Session:
+    """Traces that belong together. Here they run one after another, as they stand."""
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class NNsight(WrappedModule):
@@ -33,9 +50,17 @@ class NNsight(WrappedModule):
 
     Args:
         module: the model. It is not changed; several wrappers of one module may live side by side.
+        rename: further names of its modules, as for `rename`.
+        views: view classes of its modules, as for `add_views`.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        rename: Mapping[str, Any] | None = None,
+        views: Mapping[type[nn.Module], Any] | None = None,
+    ) -> None:
         if not isinstance(module, nn.Module):
             raise InputTypeError(
                 f"NNsight() wraps a torch.nn.Module, not {type(module).__name__}.",
@@ -43,23 +68,93 @@ class NNsight(WrappedModule):
                 "pass the network itself, or LanguageModel(name) for a language model by name.",
             )
         super().__init__(module, None, "")
-        self.__dict__["_orders"] = {}
-        self.__dict__["_beside"] = frozenset()
+        own: dict[str, Any] = self.__dict__
+        own.update(_orders={}, _batched={}, _sizes=None, _beside=frozenset(), _edits=[])
+        own.update(_names=names.Names())
+        self._name_further(rename, views)
 
     _orders: dict[str, Order]
     """The order of modules in each kind of run, learned from the first one."""
     _beside: frozenset[nn.Module]
     """Modules of ours that are called between or after the model's steps."""
+    _batched: dict[str, Any]
+    """Which values hold the batch's rows, where that had to be found out."""
+    _sizes: frozenset[int] | None
+    """Every size of a parameter or buffer, once asked for."""
+    _edits: list[Edit]
+    """Changes that every pass of this wrapper runs."""
 
     @property
     def _model(self) -> nn.Module:
         return self._module
 
-    def trace(self, *args: Any, **kwargs: Any) -> Tracer:
+    def _name_further(
+        self, rename: Mapping[str, Any] | None, views: Mapping[type[nn.Module], Any] | None
+    ) -> None:
+        if rename is not None:
+            self.rename(rename)
+        if views is not None:
+            self.add_views(views)
+
+    def rename(self, wanted: Mapping[str, Any]) -> None:
+        """Give modules further names, beside those they have.
+
+            model.rename({"transformer.h": "layers", "attn": "attention"})
+            model.layers[0].attention.output
+
+        A path is one module, reached under its further name from the root; a bare name is every
+        module called so. Errors keep the real names.
+
+        Args:
+            wanted: for each name or path a further name, or a list of them.
+
+        Raises:
+            UnknownModuleError: no module has that name.
+            UsageError: the further name is taken.
+        """
+        self.__dict__["_names"] = names.renamed(self, wanted)
+
+    def add_views(self, wanted: Mapping[type[nn.Module], Any]) -> None:
+        """Give all modules of a class further named values, read and written through.
+
+            model.add_views({GPT2Attention: Heads})     # class Heads(insitu.View)
+            with model.trace(prompt):
+                model.transformer.h[0].attn.heads[:, :, 3] = 0
+
+        Args:
+            wanted: for each class of modules a view class, or a list of them.
+
+        Raises:
+            UsageError: the model has no such module, or something has the name already.
+        """
+        self.__dict__["_names"] = names.with_views(self, wanted)
+
+    def attach(
+        self, name: str, module: nn.Module, *, at: WrappedModule | str = ""
+    ) -> WrappedModule:
+        """Put a module of your own beside the model's, which stays as it is.
+
+            sae = model.attach("sae", SAE(), at="transformer.h.3")
+            model.transformer.h[3].sae = SAE()         # the same, written as an assignment
+
+        Args:
+            name: what it is called there. Attaching under that name again replaces it.
+            module: an SAE, a probe, a LoRA: any torch module.
+            at: the wrapped module, or the path, it is to be beneath; the root by default.
+
+        Raises:
+            UsageError: something of the model's has that name.
+        """
+        node = at if isinstance(at, WrappedModule) else self._at_path(at) if at else self
+        added: WrappedModule = names.attach(node, name, module)
+        return added
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on an input, with the block of the `with` inside it.
 
             with model.trace(x) as tracer:
                 h = model.layer1.output
+            out = model.trace(x)                    # without a `with`: run, and give the output
 
         Args:
             *args, **kwargs: what the module's forward takes.
@@ -67,7 +162,9 @@ class NNsight(WrappedModule):
         Raises:
             InputError: no input was given.
         """
-        return Tracer(self, self._forward(args, kwargs), "trace", False)
+        untraced = bool(kwargs) and not kwargs.pop("trace", True)
+        tracer = Tracer(self, self._forward(args, kwargs), "trace", False)
+        return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
 
     def open(self, *args: Any, **kwargs: Any) -> Run:
         """Start a pass and hold it open, to be read, edited and stepped by later statements.
@@ -78,31 +175,113 @@ class NNsight(WrappedModule):
 
         Opening another pass of this model in the same thread closes the earlier one.
         """
-        return Run(self, self._forward(args, kwargs), "trace", False)
+        call = self._forward(args, kwargs)
+        return Run(self, call.alone() if call.pending else call, "trace", False)
 
-    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Pass], Any]:
-        if not args and not kwargs:
-            self._require_input()
-        elif args and isinstance(args[0], str):
+    @property
+    def iter(self) -> Steps:
+        """The older spelling of `tracer.iter`."""
+        return Steps(find(self))
+
+    def all(self) -> Walk:
+        """The older spelling of `tracer.all()`."""
+        return all_steps(find(self), sys._getframe(1))
+
+    def scan(self, *args: Any, **kwargs: Any) -> Scan:
+        """Trace on fake tensors: shapes without running, for a model of any size.
+
+            with model.scan(x):
+                width = model.layer1.output.shape[-1]
+        """
+        return Scan(self.trace(*args, **kwargs))
+
+    def session(self) -> Session:
+        """Group traces that belong together: one request, where they run on a server.
+
+            with model.session():
+                with model.trace(clean):
+                    h = model.layer1.output
+                with model.trace(corrupted):
+                    model.layer1.output[:] = h
+        """
+        return Session()
+
+    def edit(self, *, inplace: bool = False) -> Editor:
+        """Change the model for all later passes: the block runs in each of them, in every step.
+
+            with model.edit() as edited:
+                model.layer1.output[:] = 0
+            edited(x)                       # changed; model(x) is not
+
+        Args:
+            inplace: change this wrapper instead of making a second one.
+        """
+        return Editor(self, self if inplace else self._twin())
+
+    def clear_edits(self) -> None:
+        """Take all changes made by `edit` away from this wrapper."""
+        self._edits.clear()
+
+    def _twin(self) -> "NNsight":
+        """A second wrapper of the same module, with the same changes so far."""
+        twin = object.__new__(type(self))
+        WrappedModule.__init__(twin, self._module, None, "")
+        own = {k: v for k, v in self.__dict__.items() if k not in twin.__dict__}
+        twin.__dict__.update(own, _extras=dict(self._extras), _edits=list(self._edits))
+        return twin
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model, with its edits; inside a block, the module alone."""
+        if self._edits and not anything_runs():
+            with self.trace(*args, **kwargs) as tracer:
+                return tracer.result
+        return self._module(*args, **kwargs)
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args and isinstance(args[0], str):
             raise InputTypeError(
                 f"{type(self._module).__name__} was given text.",
                 "NNsight passes its input on as it is, and this module takes tensors.",
                 "pass a tensor, or wrap a language model with LanguageModel(name).",
             )
+        if not args and next(tensors(kwargs), None) is None:
+            return ToBeJoined(self._module, kwargs)
         return Forward(self._module, args, kwargs)
 
-    def _require_input(self) -> None:
-        parameters = inspect.signature(self._module.forward).parameters.values()
-        if all(
-            p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            for p in parameters
-        ):
-            return
-        raise no_input("trace", f"{type(self._module).__name__} needs {next(iter(parameters))}")
+
+class ToBeJoined:
+    """A call of a module whose inputs the trace's invokes bring; settings are given already."""
+
+    pending = True
+
+    def __init__(self, module: nn.Module, settings: dict[str, Any]) -> None:
+        self.module = module
+        self.settings = settings
+
+    def join(self, calls: list[Call]) -> tuple["Forward", tuple[Rows, ...]]:
+        """One call made of several, and whose rows are where."""
+        joined = join([(args, {**self.settings, **kwargs}) for args, kwargs in calls])
+        return Forward(self.module, joined.args, joined.kwargs), joined.rows
+
+    def alone(self) -> "Forward":
+        """The call without any input.
+
+        Raises:
+            InputError: the module needs one.
+        """
+        parameters = inspect.signature(type(self.module).forward).parameters.values()
+        for parameter in list(parameters)[1:]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if parameter.default is parameter.empty and parameter.name not in self.settings:
+                raise no_input("trace", f"{type(self.module).__name__} needs {parameter.name}")
+        return Forward(self.module, (), self.settings)
 
 
 class Forward:
     """A call of a module that is still to be made."""
+
+    pending = False
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.module = module

@@ -7,7 +7,8 @@ print(model.tokenizer.decode(logits[0, -1].argmax()))
 """
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ import torch
 from torch import nn
 
 from insitu.engine import paths
+from insitu.engine.batch import Call, Rows
 from insitu.engine.held import Run
 from insitu.engine.interleave import Pass
-from insitu.engine.trace import Tracer
+from insitu.engine.trace import Tracer, is_entered
 from insitu.errors import InputError, InputTypeError, UsageError
 from insitu.models import loading
 from insitu.models.base import Forward, NNsight, no_input
+from insitu.models.padding import is_padded, padded, positions
 
 _IDS = ("input_ids", "inputs_embeds", "decoder_input_ids")
+Make = Callable[[dict[str, Any], dict[str, Any]], Any]
+"""Makes a call of inputs and settings."""
 
 
 class LanguageModel(NNsight):
@@ -44,6 +49,8 @@ class LanguageModel(NNsight):
         tokenizer: for a loaded model; a name brings its own.
         dispatch: load the weights now. They are in either case; the word is taken for the
             reference's sake.
+        rename: further names of its modules, as for the method `rename`.
+        views: view classes of its modules, as for `add_views`.
         **settings: for `from_pretrained`: `device_map`, `dtype`, `attn_implementation`, …
 
     Raises:
@@ -58,6 +65,8 @@ class LanguageModel(NNsight):
         *,
         tokenizer: Any = None,
         dispatch: bool = True,
+        rename: Mapping[str, Any] | None = None,
+        views: Mapping[type[nn.Module], Any] | None = None,
         **settings: Any,
     ) -> None:
         if isinstance(model, nn.Module):
@@ -70,8 +79,9 @@ class LanguageModel(NNsight):
         self.__dict__["tokenizer"] = loading.with_padding(tokenizer)
         self._extras["generator"] = generator = Generator()
         self.__dict__["_beside"] = frozenset(generator.modules())
+        self._name_further(rename, views)
 
-    def trace(self, *args: Any, **kwargs: Any) -> Tracer:
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once on a prompt, with the block of the `with` inside it.
 
             with model.trace("The Eiffel Tower is in the city of") as tracer:
@@ -87,9 +97,11 @@ class LanguageModel(NNsight):
             InputError: no prompt, or one without tokens.
             UsageError: a setting of `generate()`, or one the model does not know.
         """
-        return Tracer(self, self._one_forward("trace", args, kwargs), "trace", False)
+        untraced = bool(kwargs) and not kwargs.pop("trace", True)
+        tracer = Tracer(self, self._one_forward("trace", args, kwargs), "trace", False)
+        return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
 
-    def generate(self, *args: Any, **kwargs: Any) -> Tracer:
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate from a prompt, with the block inside every step.
 
             with model.generate("Once upon a time", max_new_tokens=5) as tracer:
@@ -100,9 +112,12 @@ class LanguageModel(NNsight):
 
         Args:
             *args: as for `trace`.
-            **kwargs: generation settings: `max_new_tokens`, `do_sample`, …
+            **kwargs: generation settings: `max_new_tokens`, `do_sample`, …; `grad=True` lets
+                gradients flow from each step back through the cache to those before it.
         """
-        return Tracer(self, self._generation(args, kwargs), "generate", True)
+        untraced = bool(kwargs) and not kwargs.pop("trace", True)
+        tracer = Tracer(self, self._generation(args, kwargs), "generate", True)
+        return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
 
     def open(self, *args: Any, generate: int | None = None, **kwargs: Any) -> Run:
         """Start a pass and hold it open, to be read, edited and stepped by later statements.
@@ -115,26 +130,45 @@ class LanguageModel(NNsight):
             *args, **kwargs: as for `trace`.
             generate: hold a generation of that many tokens open instead of one forward.
         """
-        if generate is None:
-            return Run(self, self._one_forward("open", args, kwargs), "trace", False)
-        return Run(
-            self, self._generation(args, {"max_new_tokens": generate, **kwargs}), "generate", True
+        steps = generate is not None
+        call = (
+            self._generation(args, {"max_new_tokens": generate, **kwargs})
+            if steps
+            else self._one_forward("open", args, kwargs)
         )
+        call = call.alone() if hasattr(call, "alone") else call
+        return Run(self, call, "generate" if steps else "trace", steps)
 
-    def _one_forward(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[[Pass], Any]:
-        inputs, settings = self._inputs(method, args, kwargs)
+    def _one_forward(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_settings(kwargs)
-        if _is_padded(inputs) and "position_ids" in self._forward_parameters():
-            inputs.setdefault("position_ids", _positions(inputs["attention_mask"]))
+        return self._request(method, args, kwargs, self._forward_of)
+
+    def _generation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._request("generate", args, kwargs, self._generation_of)
+
+    def _request(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make
+    ) -> Any:
+        """The call to be made; or, where no input was given, what the trace's invokes make of it."""
+        if not args and not any(kwargs.get(name) is not None for name in _IDS):
+            return PromptsToCome(self, method, kwargs, make)
+        return make(*self._inputs(method, args, kwargs))
+
+    def _forward_of(self, inputs: dict[str, Any], settings: dict[str, Any]) -> Forward:
+        if is_padded(inputs) and "position_ids" in self._forward_parameters():
+            inputs.setdefault("position_ids", positions(inputs["attention_mask"]))
         return Forward(self._module, (), {**inputs, **settings})
 
-    def _generation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Pass], Any]:
-        inputs, settings = self._inputs("generate", args, kwargs)
+    def _generation_of(self, inputs: dict[str, Any], settings: dict[str, Any]) -> "Generation":
+        settings = dict(settings)
         if self.tokenizer is not None and self._transformer.generation_config.pad_token_id is None:
             settings.setdefault("pad_token_id", self.tokenizer.pad_token_id)
-        return Generation(self._module, self._extras["generator"], {**inputs, **settings})
+        return Generation(self._module, self._extras["generator"], inputs, settings)
+
+    def _joined(self, batches: list[dict[str, Any]]) -> tuple[dict[str, Any], tuple[Rows, ...]]:
+        """Several encoded prompts as one batch, padded on the left to the longest."""
+        padding = self.tokenizer.pad_token_id if self.tokenizer is not None else None
+        return padded(batches, padding)
 
     def _forward_parameters(self) -> set[str]:
         return set(inspect.signature(type(self._module).forward).parameters)
@@ -170,9 +204,8 @@ class LanguageModel(NNsight):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the forward takes, and the settings that came with it."""
         if not args:
-            if not any(kwargs.get(name) is not None for name in _IDS):
-                raise no_input(method, f"{type(self._module).__name__} needs a prompt")
-            return self._placed(kwargs), {}
+            inputs = {k: v for k, v in kwargs.items() if isinstance(v, torch.Tensor)}
+            return self._placed(inputs), {k: v for k, v in kwargs.items() if k not in inputs}
         if len(args) > 1:
             raise InputTypeError(
                 f"{method}() takes one prompt, and was given {len(args)}.",
@@ -245,6 +278,33 @@ class LanguageModel(NNsight):
         }
 
 
+class PromptsToCome:
+    """A call whose prompts the trace's invokes bring; its settings are given already."""
+
+    pending = True
+
+    def __init__(
+        self, model: LanguageModel, method: str, settings: dict[str, Any], make: Make
+    ) -> None:
+        self._model = model
+        self._method = method
+        self._settings = settings
+        self._make = make
+
+    def join(self, calls: list[Call]) -> tuple[Any, tuple[Rows, ...]]:
+        """One call made of several, and whose rows are where."""
+        encoded = [self._model._inputs("invoke", args, kwargs) for args, kwargs in calls]
+        inputs, rows = self._model._joined([inputs for inputs, _ in encoded])
+        settings = dict(self._settings)
+        for _, own in encoded:
+            settings.update(own)
+        return self._make(inputs, settings), rows
+
+    def alone(self) -> Any:
+        """A language model needs a prompt."""
+        raise no_input(self._method, f"{type(self._model._module).__name__} needs a prompt")
+
+
 class Generator(nn.Module):
     """`model.generator`: its output is the generated ids, its `streamer`'s each new token."""
 
@@ -268,20 +328,40 @@ class Streamer(nn.Module):
 class Generation:
     """A `generate` call that is still to be made."""
 
-    def __init__(self, module: Any, generator: nn.Module, settings: dict[str, Any]) -> None:
+    pending = False
+    args = ()
+
+    def __init__(
+        self, module: Any, generator: nn.Module, inputs: dict[str, Any], settings: dict[str, Any]
+    ) -> None:
         self.module = module
         self.generator = generator
+        self.kwargs = inputs
         self.settings = settings
+        self.grad = bool(inputs.pop("grad", False) or settings.pop("grad", False))
 
     def __call__(self, run: Pass) -> Any:
         """Generate, and tell the pass when the last step is over."""
-        settings = self.settings
+        settings = {**self.kwargs, **self.settings}
         beams = settings.get("num_beams") or self.module.generation_config.num_beams or 1
         if beams == 1 and "streamer" not in settings:  # transformers streams no beam search
-            settings = {**settings, "streamer": _Stream(self.generator.streamer)}
-        ids = self.module.generate(**settings)
+            settings["streamer"] = _Stream(self.generator.streamer)
+        ids = self._generate_with_grad(settings) if self.grad else self.module.generate(**settings)
         run.end_steps()
         return self.generator(ids)
+
+    def _generate_with_grad(self, settings: dict[str, Any]) -> Any:
+        """Without the `no_grad` that transformers puts around `generate`."""
+        plain = getattr(self.module.generate, "__wrapped__", None)
+        if plain is None:
+            raise UsageError(
+                f"generate() of {type(self.module).__name__} cannot be run with grad=True.",
+                "gradients flow through transformers' own generate, without its no_grad; this "
+                "model has another one around it.",
+                "wrap the model inside: LanguageModel(model.get_base_model(), tokenizer=...).",
+            )
+        with torch.enable_grad():
+            return plain(self.module, **settings)
 
 
 class _Stream:
@@ -303,13 +383,3 @@ class _Stream:
 def _ids(tensor: torch.Tensor) -> dict[str, Any]:
     """Token ids as a batch: one row more where there is none."""
     return {"input_ids": tensor.unsqueeze(0) if tensor.dim() == 1 else tensor}
-
-
-def _is_padded(inputs: dict[str, Any]) -> bool:
-    mask = inputs.get("attention_mask")
-    return mask is not None and mask.dim() == 2 and not bool(mask.all())
-
-
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Positions counted from each row's first real token."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -107,7 +107,7 @@ def _site_head(names: Sequence[str]) -> str:
 def _site(card: Card, index: int, head: Sequence[str]) -> str:
     visit = card.visits[index]
     path, _, side = visit.path.rpartition(".")
-    stats = visit.arrived
+    stats = visit.arrived or visit.left
     tensors = f' <span class="soft">1 of {visit.parts}</span>' if visit.parts > 1 else ""
     bad = nans(visit)
     cells = {
@@ -130,8 +130,9 @@ def _site(card: Card, index: int, head: Sequence[str]) -> str:
 
 
 def _norms(visit: Visit) -> str:
-    arrived = amount(visit.arrived.norm) if visit.arrived else ""
-    left = amount(visit.left.norm) if visit.left else arrived
+    left = amount(visit.left.norm) if visit.left else ""
+    arrived = amount(visit.arrived.norm) if visit.arrived else left
+    left = left or arrived
     return arrived if left == arrived else f'<span class="soft">{arrived} →</span> {left}'
 
 

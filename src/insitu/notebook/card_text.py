@@ -66,13 +66,14 @@ def _sites(card: Card) -> Iterator[str]:
         return
     head, rows = columns_used(card), []
     for index, visit in enumerate(card.visits[:ROWS_MAX]):
+        stats = visit.arrived or visit.left
         cells = {
             "site": visit.path,
             "line": str(visit.line),
             "step": str(visit.step),
-            "shape": shape(visit.arrived) or visit.kind,
-            "dtype": visit.arrived.dtype if visit.arrived else "",
-            "device": visit.arrived.device if visit.arrived else "",
+            "shape": shape(stats) or visit.kind,
+            "dtype": stats.dtype if stats else "",
+            "device": stats.device if stats else "",
             "norm": _norms(visit),
             "NaN": str(nans(visit) or ""),
             "act": visit.written or "read",
@@ -86,8 +87,9 @@ def _sites(card: Card) -> Iterator[str]:
 
 
 def _norms(visit: Visit) -> str:
-    arrived = amount(visit.arrived.norm) if visit.arrived else ""
-    left = amount(visit.left.norm) if visit.left else arrived
+    left = amount(visit.left.norm) if visit.left else ""
+    arrived = amount(visit.arrived.norm) if visit.arrived else left
+    left = left or arrived
     return arrived if left == arrived else f"{arrived} → {left}"
 
 

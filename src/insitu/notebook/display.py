@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
+from insitu.engine.cache import ActivationCache
+from insitu.engine.forecast import Forecast
 from insitu.engine.held import Run
 from insitu.engine.values import describe
 from insitu.engine.wrapped import WrappedModule
-from insitu.notebook import style
+from insitu.notebook import cache_html, style
 from insitu.notebook.tree import Branch, grow
 
 ROWS_MAX = 600
@@ -139,6 +141,8 @@ def register(ip: Any) -> Callable[[], None]:
         (html, WrappedModule, _careful(model_html)),
         (text, WrappedModule, _printer(_careful(model_text))),
         (html, Run, _careful(run_html)),
+        (html, ActivationCache, _careful(cache_html.cache_html)),
+        (html, Forecast, _careful(cache_html.forecast_html)),
     )
     before = [formatter.for_type(kind, draw) for formatter, kind, draw in ours]
 

@@ -181,8 +181,8 @@ def _obstacle(recorder: Recorder, model: Any, took_s: float) -> str:
         return f"there are {len(writes)} writes, and up to {REPLAYED_MAX} are replayed"
     if any(write.values is None for write in writes):
         return "a written value is too large to keep, or of another structure"
-    once = model._orders["trace"].single
-    if any(write.module not in once for write in writes):
+    order = model._orders.get("trace")  # None while every pass so far has skipped something
+    if order is not None and any(write.module not in order.single for write in writes):
         return "a module that was written runs more than once in a forward"
     if took_s > PATIENCE_S:
         return f"a forward takes more than {PATIENCE_S:.0f} s"
@@ -196,8 +196,7 @@ def _left_over(replayed: torch.Tensor, after: torch.Tensor, writes: int) -> tupl
         return ()
     seen = "The writes seen explain" if writes else "No write was seen, which explains"
     return (
-        f"{seen} all but {rest:.2f} of the change: a module was skipped, "
-        "or something other than a site was changed.",
+        f"{seen} all but {rest:.2f} of the change: something other than a site was changed.",
     )
 
 

@@ -66,10 +66,10 @@ class Bare:
         Raises:
             CannotRepeatError: its inputs carry state.
         """
-        call = tracer._call
+        call = tracer.give_call()
         if isinstance(call, Generation):
             args: tuple[Any, ...] = ()
-            run, kwargs = call.module.generate, call.settings
+            run, kwargs = call.module.generate, {**call.kwargs, **call.settings}
         elif isinstance(call, Forward):
             run, args, kwargs = call.module, call.args, call.kwargs
         else:

@@ -19,7 +19,7 @@ from torch import nn
 
 from insitu.engine.arming import Node
 from insitu.engine.misses import site
-from insitu.engine.order import INPUT
+from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.values import describe
 
 KEPT_BYTES_MAX = 256 * 2**20
@@ -56,7 +56,7 @@ class Visit:
     left: Stats | None = None
     """The same, after the block wrote; None when it only read."""
     written: str = ""
-    """`edited in place`, `replaced`, or empty."""
+    """`edited in place`, `replaced`, `skipped`, or empty."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,16 @@ class Recorder:
             self.trouble = f"{type(error).__name__}: {error}"
         self.seconds += time.perf_counter() - began
 
+    def skipped(self, node: Node, value: Any, line: int, step: int) -> None:
+        """A module's call has been replaced by a value."""
+        began = time.perf_counter()
+        try:
+            with torch.no_grad():
+                self._skip(node, value, line, step)
+        except Exception as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+        self.seconds += time.perf_counter() - began
+
     def finish(self) -> None:
         """The pass is over; one that was stopped has not left its last site."""
         if (standing := self._standing) is not None:
@@ -140,6 +150,22 @@ class Recorder:
                 kind=describe(_first_argument(value) if kind == INPUT else value),
                 parts=len(tensors),
                 arrived=_stats(next(iter(tensors.values()), None)),
+            )
+        )
+
+    def _skip(self, node: Node, value: Any, line: int, step: int) -> None:
+        tensors = dict(leaves(value))
+        self.writes.append(Write(len(self.visits), node._module, False, self._kept(tensors)))
+        self.visits.append(
+            Visit(
+                path=site(node, OUTPUT),
+                line=line,
+                step=step,
+                kind=describe(value),
+                parts=len(tensors),
+                arrived=None,
+                left=_stats(next(iter(tensors.values()), None)),
+                written="skipped",
             )
         )
 

@@ -7,7 +7,7 @@ session.card(run_s)
 """
 
 import statistics
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -66,11 +66,10 @@ class Session:
     def _tracer(self) -> Tracer:
         model, args, tokens = self.operands.model, self.operands.args, self.operands.tokens
         if tokens is None:
-            return model.trace(*args)
+            return cast(Tracer, model.trace(*args))
         watched = {} if self.request.quiet else {"logits_processor": [self.capture]}
         generate: Any = model.generate
-        tracer: Tracer = generate(*args, max_new_tokens=tokens, **watched)
-        return tracer
+        return cast(Tracer, generate(*args, max_new_tokens=tokens, **watched))
 
     def _bare(self) -> Bare | None:
         """The prompt's own forward; a generation is compared with one on its tokens."""

@@ -1,0 +1,184 @@
+"""What was measured, as text, as JSON and as markdown."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison import ALONE, OVER, TIMES, Figure, Skip
+from benchmarks.libraries import EVERYONE, INSITU, PACKAGES
+from benchmarks.timing import Spread
+
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+@dataclass
+class Theme:
+    """One theme's figures, in the order they were measured."""
+
+    name: str
+    title: str
+    figures: list[Figure] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """A run of the benchmarks."""
+
+    versions: dict[str, str]
+    machine: str
+    themes: list[Theme]
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> "Report":
+        """What `save` wrote."""
+        data = json.loads(path.read_text())
+        return cls(data["versions"], data["machine"], [_theme(part) for part in data["themes"]])
+
+
+def _theme(data: dict[str, Any]) -> Theme:
+    figures = []
+    for part in data["figures"]:
+        took, base = part.pop("took"), part.pop("base")
+        figures.append(Figure(**part, took=Spread(**took), base=base and Spread(**base)))
+    return Theme(data["name"], data["title"], figures, [Skip(**part) for part in data["skipped"]])
+
+
+# Text ----------------------------------------------------------------------------------------
+
+
+def text(theme: Theme) -> str:
+    """Everything of a theme: median, first quartile and least."""
+    lines = [f"\n{theme.title}"]
+    width = max((len(_label(it)) for it in theme.figures), default=0)
+    for subject, figures in _by(theme.figures, "subject"):
+        lines.append(f"  {subject}")
+        heads = ("median", "1st quartile", "least", "of pairs", "base")
+        lines.append(f"    {'':{width}}" + "".join(f"{head:>14}" for head in heads))
+        for it in figures:
+            values = [number(it.value(of), it.unit) for of in ("median", "quarter", "least")]
+            base = number(it.base.quarter, OVER) if it.base else ""
+            values.append("" if it.paired is None else number(it.paired, it.unit))
+            lines.append(
+                f"    {_label(it):{width}}"
+                + "".join(f"{v:>14}" for v in (*values, base))
+                + _verdict(it)
+            )
+    lines += [f"    not measured: {it.what}, {it.who}: {it.reason}" for it in theme.skipped]
+    return "\n".join(lines)
+
+
+def bounds(themes: Iterable[Theme]) -> list[str]:
+    """One line for each bound that was set."""
+    return [
+        f"{'met' if _met(it) else 'NOT MET':8} {it.subject}: {it.what}: "
+        f"{number(it.value(), it.unit)}, at most {number(it.bound, it.unit)}"
+        for theme in themes
+        for it in theme.figures
+        if it.bound is not None and it.who == INSITU
+    ]
+
+
+def number(value: float | None, unit: str) -> str:
+    """A figure as a reader wants it."""
+    if value is None:
+        return ""
+    if unit == TIMES:
+        return f"{value:.3f} ×"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:,.1f} ms"
+    return f"{value:,.0f} µs" if abs(value) >= 100 else f"{value:,.1f} µs"
+
+
+def _label(it: Figure) -> str:
+    return f"{it.what}{'' if it.at is None else f' ({it.at:,})'}, {it.who}"
+
+
+def _met(it: Figure) -> bool:
+    return it.bound is not None and it.value() <= it.bound
+
+
+def _verdict(it: Figure) -> str:
+    if it.bound is None or it.who != INSITU:
+        return ""
+    return f"   ≤ {number(it.bound, it.unit)}" + ("" if _met(it) else "  NOT MET")
+
+
+def _by(figures: Iterable[Figure], name: str) -> Iterator[tuple[Any, list[Figure]]]:
+    for key, group in groupby(figures, key=lambda it: getattr(it, name)):
+        yield key, list(group)
+
+
+# Markdown ------------------------------------------------------------------------------------
+
+
+def write_markdown(report: Report, path: Path) -> None:
+    """Put the figures between the two marks of a file, and leave the prose around them."""
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path} has no {BEGIN} … {END}, where the figures are to go.")
+    path.write_text(f"{before}{BEGIN}\n\n{markdown(report)}\n\n{END}{after}")
+
+
+def markdown(report: Report) -> str:
+    """A table for each theme, and the curves of growth after it."""
+    parts = [_table(theme, report.versions) for theme in report.themes if theme.figures]
+    measured = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return "\n\n".join([*parts, f"Measured on {report.machine}: {measured}."])
+
+
+def _table(theme: Theme, versions: dict[str, str]) -> str:
+    plain = [it for it in theme.figures if it.at is None]
+    who = [name for name in EVERYONE if any(it.who == name for it in theme.figures)]
+    heads = [f"{name} {versions.get(PACKAGES.get(name, ''), '')}".strip() for name in who]
+    lines = [f"### {theme.title}"]
+    if plain:
+        lines += ["", f"| | {' | '.join(heads)} |", "|---|" + "--:|" * len(who)]
+    for subject, figures in _by(plain, "subject"):
+        lines.append(f"| **{subject}**{_bare(figures)} |" + " |" * len(who))
+        for what, cells in _by(figures, "what"):
+            found = {it.who: number(it.value(), it.unit) for it in cells}
+            label = f"{what}{_limit(cells[0])}"
+            lines.append(f"| {label} | " + " | ".join(found.get(name, "") for name in who) + " |")
+    curves = [it for it in theme.figures if it.at is not None]
+    for (subject, what), points in groupby(curves, key=lambda it: (it.subject, it.what)):
+        lines += ["", *_curve(subject, what, list(points), versions)]
+    if theme.skipped:
+        lines += ["", f"Not measured: {'; '.join(_reasons(theme.skipped))}."]
+    return "\n".join(lines)
+
+
+def _curve(
+    subject: str, what: str, points: list[Figure], versions: dict[str, str]
+) -> Iterator[str]:
+    places = sorted({it.at for it in points if it.at is not None})
+    yield f"| {what}, {subject} | " + " | ".join(f"{at:,}" for at in places) + " |"
+    yield "|---|" + "--:|" * len(places)
+    for who in EVERYONE:
+        found = {it.at: number(it.value(), it.unit) for it in points if it.who == who}
+        if found:
+            label = f"{who} {versions.get(PACKAGES.get(who, ''), '')}".strip()
+            yield f"| {label} | " + " | ".join(found.get(at, "") for at in places) + " |"
+
+
+def _bare(figures: list[Figure]) -> str:
+    found = [it.base.quarter for it in figures if it.who == INSITU and it.base and it.unit == OVER]
+    return f", bare {number(min(found), ALONE)}" if found else ""
+
+
+def _limit(it: Figure) -> str:
+    return "" if it.bound is None else f" (≤ {number(it.bound, it.unit)})"
+
+
+def _reasons(skipped: list[Skip]) -> list[str]:
+    return sorted({f"{it.who}, {it.what}: {re.sub(r'[|<>]', ' ', it.reason)}" for it in skipped})

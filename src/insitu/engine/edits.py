@@ -1,0 +1,88 @@
+"""Lasting changes: a block that every later pass runs, whatever asks for it.
+
+    with model.edit() as edited:                # a second wrapper, the first stays as it is
+        model.transformer.h[2].output[:, -1] += direction
+    edited.generate("The Colosseum is in")      # in every step
+    edited("The Colosseum is in")               # plain calls too
+
+    with model.edit(inplace=True): …            # this wrapper itself
+    model.clear_edits()
+"""
+
+import sys
+import warnings
+from types import TracebackType
+from typing import Any
+
+from insitu.engine.capture import Body, Names, Skip, find_body
+from insitu.engine.interleave import Pass
+from insitu.engine.invoke import Bodies
+from insitu.engine.lanes import Lane
+from insitu.errors import InsituWarning, NeverRanError
+
+
+class Edit:
+    """One captured change, run in every pass of the wrapper it belongs to."""
+
+    def __init__(self, root: Any, body: Body, names: Names) -> None:
+        self.root = root
+        self.body = body
+        self.names = names
+
+    def run(self, lane: Lane) -> None:
+        """Run the body in each step of a pass; one that finds nothing to change says so."""
+        step = max(lane.step, 0)
+        try:
+            while True:
+                self.body.run(self.names.fresh())
+                step += 1
+                if not (lane.run.stepping and lane.advance(step)):
+                    return
+        except NeverRanError as error:
+            warnings.warn(
+                f"an edit had no effect in this pass: {error.what}", InsituWarning, stacklevel=2
+            )
+
+    def name_is_due(self, name: str) -> bool:
+        """An edit waits for no other body's names."""
+        return True
+
+
+class Editor:
+    """`model.edit()`: captures its block as an edit."""
+
+    def __init__(self, root: Any, target: Any) -> None:
+        self._root = root
+        self._target = target
+
+    def __enter__(self) -> Any:
+        frame = sys._getframe(1)
+        self._body = find_body(frame, "model.edit")
+        self._names = Names(frame, self._body)
+        self._skip = Skip(frame)
+        return self._target
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not self._skip.swallow(error):
+            return False
+        if self._body.target is not None:
+            self._names[self._body.target] = self._target
+            self._names.write_back()
+        names = self._names.fresh()  # the caller goes on, and its frame with it
+        self._target._edits.append(Edit(self._root, self._body, names))
+        return True
+
+
+def edited(run: Pass) -> Bodies | None:
+    """The captured bodies of a pass, with its wrapper's lasting changes as the first; or None."""
+    if not run.root._edits and not run.call.pending:
+        return None
+    bodies = Bodies(run)
+    for edit in run.root._edits:
+        bodies.lanes.add(edit)
+    return bodies

@@ -1,0 +1,1 @@
+"""Operations inside a forward: named, read, edited and replaced like modules."""

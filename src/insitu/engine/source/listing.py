@@ -1,0 +1,64 @@
+"""The text of a forward with its operations named beside it.
+
+    attention_interface_0 -> 211  attn_output, attn_weights = attention_interface(
+                             212      self,
+
+Line numbers are the file's, as in tracebacks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from insitu.engine.source.names import Named, Plan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a function's text."""
+
+    number: int
+    text: str
+    names: tuple[str, ...]
+    """The operations that are read here, from left to right."""
+
+
+def rows(plan: Plan) -> list[Row]:
+    """The lines of a function, without their common margin."""
+    definition = plan.definition
+    names: dict[int, list[str]] = {}
+    for operation in plan.operations:
+        names.setdefault(operation.line, []).append(operation.name)
+    filled = [line for line in definition.lines if line.strip()]
+    margin = min((len(line) - len(line.lstrip()) for line in filled), default=0)
+    return [
+        Row(number, line[margin:], tuple(names.get(number, ())))
+        for number, line in enumerate(definition.lines, definition.first)
+    ]
+
+
+def text(head: str, plan: Plan) -> str:
+    """The whole function, each operation's name in a column on the left."""
+    shown = rows(plan)
+    widths = [len(operation.name) for operation in plan.operations]
+    width, digits = max(widths, default=0), len(str(shown[-1].number))
+    lines = [head]
+    for row in shown:
+        first = f"{row.names[0]:<{width}} -> " if row.names else " " * (width + 4)
+        lines.append(f"{first}{row.number:>{digits}}  {row.text}".rstrip())
+        lines.extend(f"{name:<{width}} -> {'+':>{digits}}" for name in row.names[1:])
+    return "\n".join(lines)
+
+
+def excerpt(head: str, plan: Plan, operation: Named) -> str:
+    """The statement of one operation, with an arrow at its line."""
+    return "\n".join([head, *_marked(plan, operation)])
+
+
+def _marked(plan: Plan, operation: Named) -> Iterator[str]:
+    first, last = operation.statement.lineno, operation.statement.end_lineno or 0
+    if hasattr(operation.statement, "body"):  # of a loop or a branch, its own lines alone
+        first = last = operation.line
+    for row in rows(plan):
+        if first <= row.number <= last:
+            arrow = "-->" if row.number == operation.line else "   "
+            yield f"{arrow} {row.number}  {row.text}"

@@ -1,0 +1,91 @@
+"""How the result of a call is used, seen from the instruction that follows it.
+
+    returns_to(sys._getframe(1))        # "with", "stored:tracer", "attribute:save", …
+
+So that `loss.backward()` and `with loss.backward():` can differ, and `model.trace(x)` can run when
+no `with` enters it.
+"""
+
+import dis
+from types import CodeType, FrameType
+
+from insitu.engine.per_code import facts, known
+
+_ENTERS = ("BEFORE_WITH", "BEFORE_ASYNC_WITH")
+_PASSES = ("NOP", "CACHE", "EXTENDED_ARG")
+_JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
+_DUPLICATES = ("COPY", 1)
+_PRINTS = ("CALL_INTRINSIC_1", 1)
+
+
+def returns_to(frame: FrameType) -> str:
+    """What a frame does with what the call it is in returns.
+
+    Returns:
+        "with", "stored:name", "attribute:name", "discarded", "shown" (the last expression of a
+        cell), "returned", or "other" (an argument, an element, …). A value stored on its way into
+        a `with` is "with".
+    """
+    found = known.get(id(frame.f_code))
+    use = None if found is None else found.uses.get(frame.f_lasti)
+    if use is None:
+        use = facts(frame.f_code).uses[frame.f_lasti] = _use(frame.f_code, frame.f_lasti)
+    return use
+
+
+def enters_later(frame: FrameType, name: str) -> bool:
+    """Whether the same function or module has a `with` that enters a name: `with name:`."""
+    enters = facts(frame.f_code).enters
+    if name not in enters:
+        enters[name] = _enters(frame.f_code, name)
+    return enters[name]
+
+
+def _use(code: CodeType, at: int) -> str:
+    steps = {step.offset: step for step in dis.get_instructions(code)}
+    stored = ""
+    offset = at + 2
+    while offset <= max(steps):
+        step = steps.get(offset)
+        offset += 2
+        if step is None or step.opname in _PASSES or (step.opname, step.arg) == _DUPLICATES:
+            continue
+        if step.opname in _JUMPS:
+            offset = step.argval
+        elif step.opname.startswith("STORE_") and _name(step) and not stored:
+            stored = f"stored:{_name(step)}"
+            if steps.get(offset - 4) is None or steps[offset - 4].opname != "COPY":
+                return stored
+        else:
+            return _ends(step) if _ends(step) == "with" else stored or _ends(step)
+    return stored or "other"
+
+
+def _ends(step: dis.Instruction) -> str:
+    if step.opname in _ENTERS:
+        return "with"
+    if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        return f"attribute:{step.argval}"
+    if step.opname == "PRINT_EXPR" or (step.opname, step.arg) == _PRINTS:
+        return "shown"
+    return {"POP_TOP": "discarded", "RETURN_VALUE": "returned"}.get(step.opname, "other")
+
+
+def _name(step: dis.Instruction) -> str:
+    """The name a value is stored under; 3.13 may store, or load, a second one at once."""
+    if step.opname in ("STORE_ATTR", "STORE_SUBSCR", "STORE_SLICE"):
+        return ""
+    return step.argval[0] if isinstance(step.argval, tuple) else str(step.argval)
+
+
+def _enters(code: CodeType, name: str) -> bool:
+    loaded = ""
+    for step in dis.get_instructions(code):
+        if step.opname in _ENTERS and loaded == name:
+            return True
+        if step.opname not in _PASSES:
+            loaded = ""
+        if step.opname.startswith("LOAD_") or step.opname == "STORE_FAST_LOAD_FAST":
+            loaded = step.argval[1] if isinstance(step.argval, tuple) else str(step.argval)
+            loaded = "" if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_CONST") else loaded
+    return False

@@ -1,0 +1,82 @@
+"""Shapes without running: a block on fake tensors."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from insitu import NNsight, OutOfOrderError, ScanError
+
+
+def test_a_scan_gives_shapes_and_computes_nothing(net, x):
+    model, kinds = NNsight(net), []
+    handle = net.layer2.register_forward_hook(lambda m, a, out: kinds.append(type(out)))
+    with model.scan(x):
+        h = model.layer1.output
+        width = h.shape[-1]
+        out = model.output
+    handle.remove()
+    assert width == 10 and tuple(out.shape) == (1, 2) and kinds == [FakeTensor]
+
+
+def test_a_scan_reads_edits_and_checks_like_a_trace(net, x):
+    model = NNsight(net)
+    with model.scan(x):
+        model.layer1.output[:] = 0
+        model.layer2.input = model.layer1.output * torch.ones(10)
+        shape = model.layer2.output.shape
+    assert tuple(shape) == (1, 2)
+    with pytest.raises(ValueError, match="does not fit"):
+        with model.scan(x):
+            model.layer1.output = torch.zeros(1, 3)
+    with pytest.raises(OutOfOrderError):
+        with model.scan(x):
+            model.layer2.output
+            model.layer1.output
+
+
+def test_a_scan_changes_no_buffer():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train()
+    before = [b.clone() for b in net.buffers()]
+    with NNsight(net).scan(torch.rand(5, 3)):
+        pass
+    assert all(torch.equal(a, b) for a, b in zip(before, net.buffers(), strict=True))
+
+
+def test_a_model_on_meta_can_be_scanned():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model = NNsight(net)
+    with model.scan(torch.rand(5, 3, device="meta")):
+        shape = model[0].output.shape
+    assert tuple(shape) == (5, 4)
+
+
+def test_a_language_model_is_scanned_by_its_prompt(llm):
+    with llm.scan("The Eiffel Tower"):
+        hidden = llm.transformer.h[0].output
+        shape = (hidden[0] if isinstance(hidden, tuple) else hidden).shape
+        logits = llm.lm_head.output.shape
+    assert shape[-1] == 32 and logits[-1] == llm._module.config.vocab_size
+
+
+def test_what_needs_values_says_so(x):
+    class Decides(nn.Module):
+        def forward(self, x):
+            return x * 2 if x.sum().item() > 0 else x
+
+    model = NNsight(Decides())
+    with pytest.raises(ScanError, match="needs real values"):
+        with model.scan(x):
+            model.output
+    with model.trace(x):
+        assert torch.equal(model.output, x * 2)
+
+
+def test_a_trace_after_a_scan_is_real(net, x):
+    model = NNsight(net)
+    with model.scan(x):
+        pass
+    with model.trace(x):
+        out = model.output
+    assert torch.equal(out, net(x)) and type(out) is torch.Tensor
