@@ -40,9 +40,9 @@ def rows_of(subject: Subject) -> Iterator[Row]:
     yield Row(what, TIMES, tasks, subject.name, bound=CACHE_MAX)
     tasks = {HOOKS: lambda: Task(every, bare, bare), **cached(subject, True, bare, every)}
     tasks[LENS] = lambda: lensed(subject, over_hooks=False)
-    yield Row(f"all {len(modules)} modules", OVER, tasks, subject.name)
+    yield Row(f"all {len(modules)} modules", OVER, tasks, subject.name, from_bare=True)
     tasks = {HOOKS: lambda: Task(some, bare, bare), **cached(subject, False, bare, some)}
-    yield Row("12 blocks", OVER, tasks, subject.name)
+    yield Row("12 blocks", OVER, tasks, subject.name, from_bare=True)
 
 
 def cached(subject: Subject, whole: bool, base: Way, same_as: Way) -> Tasks:

@@ -49,6 +49,10 @@ class Row:
     """What Insitu's figure may be at most."""
     at: int | None = None
     """Where it lies on a growth curve."""
+    flat: float | None = None
+    """What Insitu's last point of the curve may be at most, times its first."""
+    from_bare: bool = False
+    """Whether the base is the bare forward, whose time then stands beside the subject's name."""
 
     def among(self, libraries: Sequence[str]) -> "Row":
         """The same row for these libraries alone."""
@@ -70,6 +74,8 @@ class Figure:
     per: int = 1
     bound: float | None = None
     at: int | None = None
+    flat: float | None = None
+    from_bare: bool = False
     equality: str = ""
 
     def value(self, of: str = "quarter") -> float:
@@ -110,7 +116,7 @@ def measure(row: Row, timing: Timing) -> tuple[list[Figure], list[Skip]]:
     figures = [
         Figure(
             row.subject, row.what, row.unit, who, turns.took, turns.base, paired(row, turns),
-            row.per, row.bound, row.at, equality,
+            row.per, row.bound, row.at, row.flat, row.from_bare, equality,
         )
         for (who, (_, equality)), turns in zip(ready.items(), measured, strict=True)
     ]  # fmt: skip

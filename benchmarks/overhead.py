@@ -32,7 +32,7 @@ def rows(quick: bool) -> Iterator[Row]:
     for subject in subjects:
         for what in (EMPTY, READ, EDIT, REPLACE):
             bound = 15 if what == EMPTY and subject.prefix == "" else None
-            yield Row(what, OVER, tasks(subject, what), subject.name, bound=bound)
+            yield Row(what, OVER, tasks(subject, what), subject.name, bound=bound, from_bare=True)
 
 
 def tasks(subject: Subject, what: str) -> Tasks:

@@ -77,15 +77,26 @@ def text(theme: Theme) -> str:
     return "\n".join(lines)
 
 
-def bounds(themes: Iterable[Theme]) -> list[str]:
-    """One line for each bound that was set."""
-    return [
-        f"{'met' if _met(it) else 'NOT MET':8} {it.subject}: {it.what}: "
-        f"{number(it.value(), it.unit)}, at most {number(it.bound, it.unit)}"
-        for theme in themes
-        for it in theme.figures
-        if it.bound is not None and it.who == INSITU
-    ]
+def bounds(themes: Iterable[Theme]) -> Iterator[str]:
+    """One line for each bound that was set for Insitu."""
+    for theme in themes:
+        own = [it for it in theme.figures if it.who == INSITU]
+        for it in own:
+            if it.bound is not None:
+                yield _line(it, _met(it), f"{number(it.value(), it.unit)}, at most {it.bound:g}")
+        for _, points in groupby((it for it in own if it.flat), key=_curve_of):
+            first, *_, last = points
+            grown = last.value() / first.value()
+            found = f"{grown:.2f} × from {first.at:,} to {last.at:,}, at most {first.flat:g}"
+            yield _line(first, grown <= (first.flat or 0), found)
+
+
+def _line(it: Figure, is_met: bool, found: str) -> str:
+    return f"{'met' if is_met else 'NOT MET':8} {it.subject}: {it.what}: {found}"
+
+
+def _curve_of(it: Figure) -> tuple[str, str]:
+    return it.subject, it.what
 
 
 def number(value: float | None, unit: str) -> str:
@@ -108,9 +119,10 @@ def _met(it: Figure) -> bool:
 
 
 def _verdict(it: Figure) -> str:
-    if it.bound is None or it.who != INSITU:
-        return ""
-    return f"   ≤ {number(it.bound, it.unit)}" + ("" if _met(it) else "  NOT MET")
+    notes = [it.equality] if it.equality.startswith("within") else []
+    if it.bound is not None and it.who == INSITU:
+        notes.append(f"≤ {it.bound:g}" + ("" if _met(it) else ", NOT MET"))
+    return "   " + "; ".join(notes) if notes else ""
 
 
 def _by(figures: Iterable[Figure], name: str) -> Iterator[tuple[Any, list[Figure]]]:
@@ -151,7 +163,7 @@ def _table(theme: Theme, versions: dict[str, str]) -> str:
             label = f"{what}{_limit(cells[0])}"
             lines.append(f"| {label} | " + " | ".join(found.get(name, "") for name in who) + " |")
     curves = [it for it in theme.figures if it.at is not None]
-    for (subject, what), points in groupby(curves, key=lambda it: (it.subject, it.what)):
+    for (subject, what), points in groupby(curves, key=_curve_of):
         lines += ["", *_curve(subject, what, list(points), versions)]
     if theme.skipped:
         lines += ["", f"Not measured: {'; '.join(_reasons(theme.skipped))}."]
@@ -172,12 +184,12 @@ def _curve(
 
 
 def _bare(figures: list[Figure]) -> str:
-    found = [it.base.quarter for it in figures if it.who == INSITU and it.base and it.unit == OVER]
-    return f", bare {number(min(found), ALONE)}" if found else ""
+    found = [it.base.quarter for it in figures if it.who == INSITU and it.base and it.from_bare]
+    return f", bare forward {number(min(found), ALONE)}" if found else ""
 
 
 def _limit(it: Figure) -> str:
-    return "" if it.bound is None else f" (≤ {number(it.bound, it.unit)})"
+    return "" if it.bound is None else f" (≤ {it.bound:g})"
 
 
 def _reasons(skipped: list[Skip]) -> list[str]:

@@ -27,8 +27,9 @@ def stub_packages():
 if "INSITU_STUB" in os.environ:
     stub_packages()
 
-from insitu.engine import capture, per_code, usage  # noqa: E402, F401
-from insitu.engine.capture import Names, Skip, find_body  # noqa: E402
+from insitu.engine.capture import bodies as capture  # noqa: E402, F401
+from insitu.engine.capture import per_code, usage  # noqa: E402, F401
+from insitu.engine.capture.bodies import Names, Skip, find_body  # noqa: E402
 from insitu.errors import CaptureError  # noqa: E402, F401
 
 

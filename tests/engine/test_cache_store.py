@@ -203,7 +203,7 @@ def test_a_spilled_cache_can_be_read_while_it_grows(llm, tmp_path):
 
 
 def test_memory_is_given_back_while_it_grows(tmp_path, monkeypatch, x):
-    monkeypatch.setattr("insitu.engine.cache_start.SHARD_BYTES", 100)
+    monkeypatch.setattr("insitu.engine.cache.start.SHARD_BYTES", 100)
     alive, most = [], []
 
     class Counts(nn.Module):
@@ -224,7 +224,7 @@ def test_memory_is_given_back_while_it_grows(tmp_path, monkeypatch, x):
 
 @pytest.mark.parametrize("where", ["block", "model"])
 def test_a_failed_pass_takes_its_files_with_it(tmp_path, monkeypatch, net, x, where):
-    monkeypatch.setattr("insitu.engine.cache_start.SHARD_BYTES", 8)
+    monkeypatch.setattr("insitu.engine.cache.start.SHARD_BYTES", 8)
     model = NNsight(net)
 
     def fail(*_):
@@ -258,7 +258,7 @@ def test_files_that_were_there_before_stay(tmp_path, net, x):
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, net, x):
-    monkeypatch.setattr("insitu.engine.cache_start.SHARD_BYTES", 8)
+    monkeypatch.setattr("insitu.engine.cache.start.SHARD_BYTES", 8)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -281,7 +281,7 @@ def test_a_stopped_pass_keeps_what_it_wrote(tmp_path, net, x):
 
 
 def test_files_of_a_pass_that_was_dropped_go_away(tmp_path):
-    from insitu.engine.cache_store import Spill
+    from insitu.engine.cache.store import Spill
 
     spill = Spill(tmp_path / "s", 1, "Net")
     spill.take("model.a", (0, torch.ones(3), None, []))

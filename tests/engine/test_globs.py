@@ -2,7 +2,7 @@
 
 import pytest
 
-from insitu.engine.globs import folded, is_pattern, matching, resolved
+from insitu.engine.cache.globs import folded, is_pattern, matching, resolved
 
 KEYS = ["model", "model.h", "model.h.0", "model.h.0.mlp", "model.h.1.mlp", "model.h.10.mlp.act",
         "model.a+b", "model.model", "model.model.h"]  # fmt: skip

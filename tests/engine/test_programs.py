@@ -12,7 +12,7 @@ from programs import Traced, by_hooks, copy, perform, programs, same
 from untouched import state
 
 from insitu import NNsight
-from insitu.engine.capture import find_body
+from insitu.engine.capture.bodies import find_body
 
 FAST = settings(
     max_examples=60, deadline=None, derandomize=True, database=None,

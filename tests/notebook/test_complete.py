@@ -7,7 +7,7 @@ from IPython.core.completer import provisionalcompleter
 
 from insitu.notebook.complete import candidates
 
-BLOCK = ["ln_1", "attn", "ln_2", "mlp", "output", "input", "inputs", "skip"]
+BLOCK = ["ln_1", "attn", "ln_2", "mlp", "output", "input", "inputs", "skip", "source"]
 
 
 @pytest.fixture
@@ -23,10 +23,14 @@ def names(llm):
         ("block.", BLOCK),
         ("model.transformer.h[0].at", ["attn"]),
         ("model.transformer.h[0].in", ["input", "inputs"]),
+        ("model.transformer.h[0].attn.source.self_c_p", ["self_c_proj_0"]),
+        ("x = block.attn.source.attention_interface_0.s", ["skip", "source"]),
+        ("block.attn.source.attention_interface_0.source.sdpa", []),
+        ("block.attn.source.no_such_0.", []),
         ("model.transformer.h[", ["0", "1", "2", "3"]),
         ("model.transformer.h[3", ["3"]),
         ("model.transformer.h.", []),  # a list of modules runs nothing itself
-        ("model.generator.", ["streamer", "output", "input", "inputs", "skip"]),
+        ("model.generator.", ["streamer", "output", "input", "inputs", "skip", "source"]),
         ("%%trace model 'a' --g", ["--generate"]),
         ("%%trace model 'a' -", ["--generate", "--time", "--quiet"]),
     ],

@@ -23,7 +23,7 @@ import torch
 
 from insitu.engine.block_names import valued
 from insitu.engine.gradients import Backward
-from insitu.engine.usage import returns_to
+from insitu.engine.capture.usage import returns_to
 
 _NAME = "backward"
 _NOTE = (

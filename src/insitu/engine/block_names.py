@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from insitu.engine.frame_names import release
-from insitu.engine.scope import Names
+from insitu.engine.capture.frame_names import release
+from insitu.engine.capture.scope import Names
 
 Steps = list[dis.Instruction]
 

@@ -27,9 +27,6 @@ import contextvars
 import itertools
 import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from sys import getrefcount
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any
@@ -40,7 +37,7 @@ from torch.overrides import TorchFunctionMode
 
 from insitu.engine import block_names
 from insitu.engine import gradient_misses as misses
-from insitu.engine.gradient_memory import NEVER, alone
+from insitu.engine.gradient_hook import NEVER, alone, place
 from insitu.engine.modes import current, swap
 from insitu.engine.switch import Exit, Greenlet, SwitchError, Worker, acquire, getcurrent, release
 from insitu.engine.tracebacks import prune
@@ -61,35 +58,6 @@ _UNREAD = -1
 
 Passed = tuple[Tensor, int]
 """A gradient, and its version when it had passed."""
-
-
-def _arrival(run: "Backward", tensor: Tensor) -> Callable[[Tensor | None], Tensor | None]:
-    """The hook on a tensor: stops the backward if the block waits for its gradient."""
-    references, uses = run.alone
-
-    def arrive(grad: Tensor | None) -> Tensor | None:
-        if run.want is not tensor or getcurrent() is not run.worker:
-            run.keep(tensor, grad)
-            return None
-        if grad is None:
-            return None
-        run.want = None
-        run.at = tensor
-        # The test of gradient_memory, written out.
-        alone = getrefcount(grad) <= references and grad._use_count() <= uses  # type: ignore[attr-defined]
-        run.value = grad if alone and not grad._is_view() else grad.clone()
-        if run.light:
-            run.backward_modes = _grad_mode()
-            _to_grad_mode(run.block_modes)
-        else:
-            run.backward_modes = swap(run.block_modes)
-        run.to_block()
-        if run.closed:
-            raise Exit
-        value = run.value
-        return None if value is grad else value
-
-    return arrive
 
 
 class Backward(TorchFunctionMode):
@@ -353,14 +321,7 @@ class Backward(TorchFunctionMode):
     # Bookkeeping -----------------------------------------------------------------------------
 
     def _hook(self, tensor: Tensor) -> None:
-        """What `Tensor.register_hook` does, without the handle, which costs as much again."""
-        hooks: Any = tensor._backward_hooks
-        if hooks is None:
-            hooks = tensor._backward_hooks = OrderedDict()
-            if tensor.grad_fn is not None:
-                tensor.grad_fn._register_hook_dict(tensor)
-        hooks[self.key] = _arrival(self, tensor)
-        self.hooks[id(tensor)] = (tensor, hooks, self.started)
+        self.hooks[id(tensor)] = (tensor, place(self, tensor), self.started)
 
     def _nest(self) -> None:
         """This backward begins inside those of its thread that have begun and not ended."""

@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol
 
 from insitu.engine.batch import Call, Rows
-from insitu.engine.capture import Body, Names, Skip, find_body
+from insitu.engine.capture.bodies import Body, Names, Skip, find_body
 from insitu.engine.interleave import Pass
 from insitu.engine.lanes import Lane, Lanes
 from insitu.engine.running import active

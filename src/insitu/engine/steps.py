@@ -15,9 +15,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from insitu.engine import misses
-from insitu.engine.capture import Names, Skip, find_body, find_rest
+from insitu.engine.capture.bodies import Names, Skip, find_body, find_rest
 from insitu.engine.interleave import Pass
-from insitu.engine.usage import returns_to
+from insitu.engine.capture.usage import returns_to
 from insitu.errors import StepError, UsageError
 
 

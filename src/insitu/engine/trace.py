@@ -16,16 +16,17 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from insitu.engine import cache_start, steps
-from insitu.engine.cache import ActivationCache
-from insitu.engine.cache_options import Options as CacheOptions
+from insitu.engine import backward_call, steps
+from insitu.engine.cache.activations import ActivationCache
+from insitu.engine.cache.start import start as start_cache
+from insitu.engine.cache.options import Options as CacheOptions
 from insitu.engine.edits import edited
 from insitu.engine.interleave import Pass, Watcher
 from insitu.engine.invoke import Barrier, Bodies, Invoke
 from insitu.engine.lanes import Lane
 from insitu.engine.running import active
 from insitu.engine.save import mount
-from insitu.engine.usage import enters_later, returns_to
+from insitu.engine.capture.usage import enters_later, returns_to
 from insitu.errors import InsituWarning, PassClosedError
 from insitu.settings import CONFIG
 
@@ -43,7 +44,7 @@ class Tracer:
     """One trace: its pass begins when the block asks for something, and ends with the block."""
 
     __slots__ = (
-        "__weakref__", "_bodies", "_call", "_kind", "_root", "_run", "_stepping", "_untold", "watch",
+        "__weakref__", "_backwards", "_bodies", "_call", "_kind", "_root", "_run", "_stepping", "_untold", "watch",
     )  # fmt: skip
 
     def __init__(self, root: Any, call: Any, kind: str, stepping: bool) -> None:
@@ -54,6 +55,7 @@ class Tracer:
         self._run: Pass | None = None
         self._bodies: Bodies | None = None
         self._untold = True
+        self._backwards = False
         self.watch: Watcher | None = None
 
     def alone(self) -> Any:
@@ -80,6 +82,7 @@ class Tracer:
         self._run = run = Pass(self._root, self._call, self._kind, self._stepping)
         frame = sys._getframe(1)
         run.entered = frame.f_code, frame.f_lasti
+        self._backwards = backward_call.mount(frame)
         run.outer = active.get()
         run.watch = self.watch
         if self._root._edits or self._call.pending:
@@ -101,6 +104,7 @@ class Tracer:
                 failed = False
                 return rest_done
             prune(traceback)
+            backward_call.note_unmounted(error)
             failed = not (isinstance(error, Stop) and error.run is run)
             return not failed
         except Stop as stopped:
@@ -118,6 +122,8 @@ class Tracer:
         run, bodies = self._own(), self._bodies
         if active.get() is run:
             active.set(run.around())
+        if self._backwards:
+            backward_call.unmount()
         if bodies is not None:
             bodies.write_back()
         try:
@@ -173,7 +179,7 @@ class Tracer:
             **options: `include_inputs`, `include_output`, `dtype`, `device`, `steps`, `detach`,
                 `clone`, `budget` (bytes) and `spill` (a folder), as `insitu.ActivationCache` tells.
         """
-        return cache_start.start(self._running(), modules, **options)
+        return start_cache(self._running(), modules, **options)
 
     def stream(self) -> Iterator[Any]:
         """Each new token as it is generated, one per row: `for token in tracer.stream():`."""

@@ -9,9 +9,9 @@ Shapes alone are looked at: no value is read from a file or brought from a GPU.
 from collections.abc import Sequence
 from html import escape
 
-from insitu.engine.cache import ActivationCache
-from insitu.engine.cache_table import Row, columns, rows
-from insitu.engine.forecast import Forecast
+from insitu.engine.cache.activations import ActivationCache
+from insitu.engine.cache.table import Row, columns, rows
+from insitu.engine.cache.forecast import Forecast
 from insitu.notebook import style
 
 _OPEN_MAX = 24  # rows shown before the fold

@@ -1,7 +1,7 @@
 """Completion of module paths: `model.transformer.h[0].` offers what a block can say there.
 
     candidates("logits = model.transformer.h[0].", ip.user_ns)
-    # ("", ["ln_1", "attn", "ln_2", "mlp", "output", "input", "inputs", "skip"])
+    # ("", ["ln_1", "attn", "ln_2", "mlp", "output", "input", "inputs", "skip", "source"])
 
 Submodules and sites only: not the hundred methods of `nn.Module`.
 """
@@ -13,16 +13,21 @@ from typing import Any
 from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
 from torch import nn
 
+from insitu.engine.source.operations import Operation, Source
 from insitu.engine.wrapped import WrappedModule
+from insitu.errors import InsituError
 from insitu.notebook.request import OPTIONS
-from insitu.notebook.spoken import PATH, resolve
+from insitu.notebook.spoken import PATH, STEP, resolve
 
 _no_forward = nn.Module.forward
-SITES = ("output", "input", "inputs", "skip")
+SITES = ("output", "input", "inputs", "skip", "source")
 ROOT = ("trace", "generate", "open", "tokenizer")
 INDEXES_MAX = 200
 
 _ATTRIBUTE = re.compile(PATH + r"\.([A-Za-z_]\w*)?$")
+_OPERATION = re.compile(
+    rf"(?<![\w.\])])([A-Za-z_]\w*)((?:{STEP})*?)\.source((?:\.[A-Za-z_]\w*)*)\.([A-Za-z_]\w*)?$"
+)
 _INDEX = re.compile(PATH + r"\[\s*(\d*)$")
 _OPTION = re.compile(r"^%%trace\s.*?\s(-[-\w]*)$")
 
@@ -36,6 +41,10 @@ def candidates(before: str, names: Mapping[str, Any]) -> tuple[str, list[str]] |
     """
     if found := _OPTION.match(before):
         return found[1], [option for option in OPTIONS if option.startswith(found[1])]
+    if found := _OPERATION.search(before):
+        node = resolve(found[1], found[2], names)
+        typed = found[4] or ""
+        return None if node is None else (typed, _starting(typed, _operations(node, found[3])))
     if found := _ATTRIBUTE.search(before):
         node = resolve(found[1], found[2], names)
         typed = found[3] or ""
@@ -51,6 +60,19 @@ def _attributes(node: WrappedModule) -> list[str]:
     runs = type(node._module).forward is not _no_forward
     own = [name for name in ROOT if hasattr(type(node), name) or name in node.__dict__]
     return [*names, *(SITES if runs else ()), *(own if node._parent is None else ())]
+
+
+def _operations(node: WrappedModule, words: str) -> list[str]:
+    """What may follow `node.source` and words such as `.attention_interface_0.source`."""
+    try:
+        at: Source | Operation = node.source
+        for word in words.split(".")[1:]:
+            if isinstance(at, Operation) and word != "source":
+                return []
+            at = getattr(at, word)
+        return dir(at)
+    except InsituError:  # no such operation, or one whose callee is not known
+        return []
 
 
 def _indexes(node: WrappedModule) -> list[str]:

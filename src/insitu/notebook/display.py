@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
-from insitu.engine.cache import ActivationCache
-from insitu.engine.forecast import Forecast
+from insitu.engine.cache.activations import ActivationCache
+from insitu.engine.cache.forecast import Forecast
 from insitu.engine.held import Run
+from insitu.engine.source.operations import Operation, Source
 from insitu.engine.values import describe
 from insitu.engine.wrapped import WrappedModule
-from insitu.notebook import cache_html, style
+from insitu.notebook import cache_html, source_html, style
 from insitu.notebook.tree import Branch, grow
 
 ROWS_MAX = 600
@@ -141,6 +142,8 @@ def register(ip: Any) -> Callable[[], None]:
         (html, WrappedModule, _careful(model_html)),
         (text, WrappedModule, _printer(_careful(model_text))),
         (html, Run, _careful(run_html)),
+        (html, Source, _careful(source_html.source_html)),
+        (html, Operation, _careful(source_html.operation_html)),
         (html, ActivationCache, _careful(cache_html.cache_html)),
         (html, Forecast, _careful(cache_html.forecast_html)),
     )

@@ -51,14 +51,18 @@ def text(head: str, plan: Plan) -> str:
 
 def excerpt(head: str, plan: Plan, operation: Named) -> str:
     """The statement of one operation, with an arrow at its line."""
-    return "\n".join([head, *_marked(plan, operation)])
+    lines = (
+        f"{'-->' if is_here else '   '} {row.number}  {row.text}"
+        for row, is_here in marked(plan, operation)
+    )
+    return "\n".join([head, *lines])
 
 
-def _marked(plan: Plan, operation: Named) -> Iterator[str]:
+def marked(plan: Plan, operation: Named) -> Iterator[tuple[Row, bool]]:
+    """The lines of an operation's statement, and whether it is read on each."""
     first, last = operation.statement.lineno, operation.statement.end_lineno or 0
-    if hasattr(operation.statement, "body"):  # of a loop or a branch, its own lines alone
+    if hasattr(operation.statement, "body"):  # of a loop or a branch, its own line alone
         first = last = operation.line
     for row in rows(plan):
         if first <= row.number <= last:
-            arrow = "-->" if row.number == operation.line else "   "
-            yield f"{arrow} {row.number}  {row.text}"
+            yield row, row.number == operation.line

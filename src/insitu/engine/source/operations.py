@@ -50,7 +50,7 @@ class Source:
         self._path = f"{owner._path}.source"
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         plan = self._plan
         moved.check(self._chain.function, plan, name, self._path)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from insitu.engine.cache_file import (
+from insitu.engine.cache.file import (
     INDEX,
     Shards,
     shard_name,
@@ -27,10 +27,10 @@ from insitu.engine.cache_file import (
     write_index,
     write_tensors,
 )
-from insitu.engine.cache_record import INPUTS, OUTPUT, STEP, Call, Record
-from insitu.engine.cache_table import in_bytes
-from insitu.engine.cache_values import NotKept, Ref, identity, kind, mapped, size_bytes
-from insitu.engine.forecast import Forecast
+from insitu.engine.cache.record import INPUTS, OUTPUT, STEP, Call, Record
+from insitu.engine.cache.table import in_bytes
+from insitu.engine.cache.values import NotKept, Ref, identity, kind, mapped, size_bytes
+from insitu.engine.cache.forecast import Forecast
 from insitu.errors import CacheBudgetError, CacheFileError
 
 SHARD_BYTES = 64 * 2**20

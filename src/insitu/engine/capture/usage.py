@@ -9,7 +9,7 @@ no `with` enters it.
 import dis
 from types import CodeType, FrameType
 
-from insitu.engine.per_code import facts, known
+from insitu.engine.capture.per_code import facts, known
 
 _ENTERS = ("BEFORE_WITH", "BEFORE_ASYNC_WITH")
 _PASSES = ("NOP", "CACHE", "EXTENDED_ARG")

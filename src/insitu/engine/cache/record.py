@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from insitu.engine.cache_values import CHANGED, NotKept, mapped
+from insitu.engine.cache.values import CHANGED, NotKept, mapped
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InsituWarning
 

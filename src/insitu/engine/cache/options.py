@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import torch
 
 from insitu.engine import paths
-from insitu.engine.cache_record import Plan
+from insitu.engine.cache.record import Plan
 from insitu.engine.steps import wanted
 from insitu.errors import UsageError
 

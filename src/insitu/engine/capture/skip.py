@@ -19,7 +19,7 @@ from threading import Lock, get_ident
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
-from insitu.engine.frame_names import release
+from insitu.engine.capture.frame_names import release
 
 _monitoring: Any = getattr(sys, "monitoring", None)  # from 3.12 on
 _TOOLS = (4, 3, 5)  # 0 to 2 are set aside for debuggers, coverage and profilers

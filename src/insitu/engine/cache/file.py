@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from insitu.engine.cache_record import INPUTS, OUTPUT, STEP, Call, Record
-from insitu.engine.cache_values import CHANGED, Changed, Fields, NotKept, Ref, identity, kind
+from insitu.engine.cache.record import INPUTS, OUTPUT, STEP, Call, Record
+from insitu.engine.cache.values import CHANGED, Changed, Fields, NotKept, Ref, identity, kind
 from insitu.errors import CacheFileError
 
 FORMAT = 1

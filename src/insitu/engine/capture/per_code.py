@@ -10,7 +10,7 @@ import weakref
 from types import CodeType
 from typing import Any
 
-from insitu.engine.scope import Body
+from insitu.engine.capture.scope import Body
 
 known: "dict[int, Facts]" = {}
 

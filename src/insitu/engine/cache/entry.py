@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from insitu.engine.cache_record import INPUTS, OUTPUT, STEP, Call, Record
-from insitu.engine.cache_table import counted, kinds
-from insitu.engine.cache_values import Changed, leaves, read
+from insitu.engine.cache.record import INPUTS, OUTPUT, STEP, Call, Record
+from insitu.engine.cache.table import counted, kinds
+from insitu.engine.cache.values import Changed, leaves, read
 from insitu.errors import MissingActivation
 
 SITES = ("output", "input", "inputs")

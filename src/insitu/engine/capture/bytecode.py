@@ -21,7 +21,7 @@ from sys import _getframe
 from types import CodeType, FrameType
 from typing import Any
 
-from insitu.engine.scope import VALUE, Body, body_of
+from insitu.engine.capture.scope import VALUE, Body, body_of
 from insitu.errors import CaptureError
 
 _SUSPENDS = ("YIELD_VALUE", "SEND", "RETURN_GENERATOR")

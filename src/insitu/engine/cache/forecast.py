@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from insitu.engine import cache_table
-from insitu.engine.cache_record import Callback, InputCallback, Plan, Recorder
-from insitu.engine.cache_table import Row
+from insitu.engine.cache import table as cache_table
+from insitu.engine.cache.record import Callback, InputCallback, Plan, Recorder
+from insitu.engine.cache.table import Row
 from insitu.engine.fakes import fake_tensors
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError

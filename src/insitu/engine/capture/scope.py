@@ -19,8 +19,8 @@ from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
 from typing import Any
 
-from insitu.engine.frame_names import assign, release
-from insitu.engine.skip import without_skip
+from insitu.engine.capture.frame_names import assign, release
+from insitu.engine.capture.skip import without_skip
 
 VALUE = ".value"
 """Holds the value of a target that is not a plain name, as in `with … as (a, b):`."""

@@ -1,0 +1,1 @@
+"""What modules returned, kept for later: `cache = tracer.cache()`."""
