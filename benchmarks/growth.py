@@ -46,12 +46,9 @@ def tracing(subject: Subject, what: str) -> Tasks:
 
 def wrapping(who: str, subject: Subject) -> Task:
     """Wrapping a module; nnsight leaves something on each, so it is given another every time."""
-    wrap = libraries.wrapper(who)
+    wrap, module = libraries.wrapper(who), subject.module
 
-    def fresh() -> Any:
-        return (subject.twin() if who == NNSIGHT else subject).module
+    def run(given: Any = module) -> None:
+        wrap(given)
 
-    def run(module: Any) -> None:
-        wrap(module)
-
-    return Task(Way(run, prepare=fresh))
+    return Task(Way(run, prepare=(lambda: subject.twin().module) if who == NNSIGHT else None))

@@ -13,6 +13,8 @@ from benchmarks.libraries import EVERYONE, INSITU, PACKAGES
 from benchmarks.timing import Spread
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+PERCENT_FROM_US = 50_000
+"""A forward so long that what is put on it is told in percent."""
 
 
 @dataclass
@@ -159,7 +161,7 @@ def _table(theme: Theme, versions: dict[str, str]) -> str:
     for subject, figures in _by(plain, "subject"):
         lines.append(f"| **{subject}**{_bare(figures)} |" + " |" * len(who))
         for what, cells in _by(figures, "what"):
-            found = {it.who: number(it.value(), it.unit) for it in cells}
+            found = {it.who: _cell(it) for it in cells}
             label = f"{what}{_limit(cells[0])}"
             lines.append(f"| {label} | " + " | ".join(found.get(name, "") for name in who) + " |")
     curves = [it for it in theme.figures if it.at is not None]
@@ -181,6 +183,12 @@ def _curve(
         if found:
             label = f"{who} {versions.get(PACKAGES.get(who, ''), '')}".strip()
             yield f"| {label} | " + " | ".join(found.get(at, "") for at in places) + " |"
+
+
+def _cell(it: Figure) -> str:
+    if it.from_bare and it.base and it.base.quarter > PERCENT_FROM_US:
+        return f"{100 * it.value() / it.base.quarter:.1f} %"
+    return number(it.value(), it.unit)
 
 
 def _bare(figures: list[Figure]) -> str:

@@ -112,9 +112,9 @@ def test_without_with_it_is_torchs_own_in_a_trace_too(net, x):
     model = NNsight(net)
     with mounted(), model.trace(x):
         hidden = model.layer1.output
+        g = torch.autograd.grad(net.layer2(hidden).sum(), hidden)[0]
         hidden.retain_grad()
         assert model.output.sum().backward() is None
-        g = torch.autograd.grad(net.layer2(hidden).sum(), hidden)[0]
     assert torch.equal(net.layer1.weight.grad, weight)
     assert torch.equal(hidden.grad, g)
 
@@ -166,9 +166,7 @@ def test_a_missing_gradient_is_an_error_at_the_users_line(net, x):
             row = model.layer1.output[0]
             with model.output.sum().backward():
                 row.grad
-    assert str(caught.traceback[-1].path).endswith("gradient_misses.py") or True
-    lines = [entry.statement for entry in caught.traceback]
-    assert str(lines[-1]).strip() == "row.grad"
+    assert str(caught.traceback[-1].statement).strip() == "row.grad"
 
 
 def test_in_a_language_model(llm):
@@ -371,12 +369,12 @@ def test_a_function_changed_meanwhile_is_looked_at_again():
 
 
 def test_code_that_cannot_use_it_leaves_torch_alone():
-    assert run_mount() == (False, True)
+    assert not run_mount()
+    assert torch.Tensor.backward is ORIGINAL
 
 
 def run_mount():
-    frame = sys._getframe()
-    return backward_call.mount(frame), torch.Tensor.__dict__["back" + "ward"] is ORIGINAL
+    return backward_call.mount(sys._getframe())
 
 
 def test_the_error_of_an_unmounted_backward_says_what_to_write(net, x):

@@ -136,6 +136,7 @@ def test_a_trace_can_be_entered_from_exec_and_a_lambda_source(net, x):
     assert torch.equal(space["h"], net.layer1(x))
 
 
+@pytest.mark.filterwarnings("ignore:a trace of Sequential was made and never entered")
 def test_a_tracer_that_was_not_entered_says_so(net, x):
     tracer = NNsight(net).trace(x)
     with pytest.raises(insitu.PassClosedError, match="not been entered"):

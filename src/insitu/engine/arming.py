@@ -234,7 +234,12 @@ class Arming:
     def _place_over(self, module: nn.Module, kind: type[Stopping]) -> None:
         """Wrap what is there: the class's forward, or one of the instance's own (accelerate's)."""
         self.outputs.add(module)
-        self.place(module.__dict__, lambda: kind((self, module, module.forward)))
+        self.place(module.__dict__, lambda: kind((self, module, self._forward_of(module))))
+
+    def _forward_of(self, module: nn.Module) -> Forward:
+        """What a module's call runs, without a wrapper that would stop this pass there twice."""
+        forward: Forward = module.forward
+        return forward[2] if isinstance(forward, AtOutput) and forward[0] is self else forward
 
     def _hook(self, module: nn.Module) -> None:
         self.outputs.add(module)

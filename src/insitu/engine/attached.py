@@ -25,6 +25,15 @@ def attached(node: Any) -> Mapping[str, nn.Module]:
     return beneath.get(key(node), {}) if beneath else {}
 
 
+def is_attached(node: Any) -> bool:
+    """Whether a wrapped module is one that stands beside the model's, or a part of one."""
+    while node._parent is not None:
+        if node._name in node._parent._extras:
+            return True
+        node = node._parent
+    return False
+
+
 def key(node: Any) -> str:
     """A wrapped module's path, by which the wrapper keeps what was added to it."""
     return "" if node._parent is None else str(node._path)

@@ -86,7 +86,10 @@ def valued(frame: FrameType, used: Iterable[str]) -> list[tuple[str, Any]]:
 
 def _without_waiting(names: Any, name: str) -> Any:
     """A name in a captured body, unless that would wait for an earlier body to assign it."""
-    return names.get_as_read(name) if names.is_due(name) else None
+    try:
+        return names[name] if names.is_due(name) else None
+    except KeyError:
+        return None
 
 
 def _parts(value: Any) -> Iterable[tuple[Any, Any]]:

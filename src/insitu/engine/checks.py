@@ -6,8 +6,8 @@ from torch import nn
 
 from insitu.engine import misses
 from insitu.engine.arming import Node
-from insitu.engine.order import Order
-from insitu.engine.reachable import may_still_run
+from insitu.engine.order import INPUT, OUTPUT, Order
+from insitu.engine.reachable import may_still_run, runs
 from insitu.engine.switch import Greenlet, Worker
 from insitu.engine.values import Forced, describe, same_kind
 from insitu.errors import TraceError, WriteError
@@ -46,16 +46,19 @@ def may_come(run: Checked, node: Node, kind: int) -> None:
     """The order says that a site has passed: raise if it cannot come again."""
     if run.unbound and run.stepping:
         return
-    if not _can_come(run, node):
+    if not _can_come(run, node, kind):
         raise missed(run, node, kind)
 
 
-def _can_come(run: Checked, node: Node) -> bool:
-    """Whether a module may be called again from where the pass stands."""
-    begins, standing = run.at_input, run.at_output if run.at_output is not None else run.at_input
-    if isinstance(begins, nn.Module) and node._module in set(begins.modules()) - {begins}:
-        return True
+def _can_come(run: Checked, node: Node, kind: int) -> bool:
+    """Whether the pass may still come to a site from where it stands."""
+    module, begins = node._module, run.at_input
+    standing = run.at_output if run.at_output is not None else begins
     frame = run.worker.gr_frame if isinstance(run.worker, Worker) else None
+    if isinstance(begins, nn.Module) and module in set(begins.modules()) - {begins}:
+        return True
+    if kind == OUTPUT and runs(module, standing, frame):
+        return True
     return standing is not None and may_still_run(node, standing, frame)
 
 
@@ -67,7 +70,7 @@ def may_skip(run: Checked, node: Node, module: nn.Module) -> None:
     begun = module is run.at_output or (place is not None and place[1] < run.here)
     if run.observation is not None:
         begun = run.observation.has_entered(module)
-    if run.ended or (begun and not _can_come(run, node)):
+    if run.ended or (begun and not _can_come(run, node, INPUT)):
         raise misses.skipped_too_late(node)
 
 

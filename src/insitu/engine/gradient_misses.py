@@ -27,6 +27,7 @@ class Explained(Protocol):
     closed: bool
     hooks: dict[int, tuple[Tensor, Any, bool]]
     passed: dict[int, tuple[Tensor, int]]
+    slices: Any
 
 
 def require_grad(run: Explained, tensor: Tensor) -> None:
@@ -83,6 +84,10 @@ def check_late_edits(run: Explained) -> None:
     for key, (value, version) in run.passed.items():
         if version >= 0 and value._version != version:
             raise too_late(run, run.hooks[key][0])
+    if run.slices is not None:
+        for value, version, tensor in run.slices.passed.values():
+            if version >= 0 and value._version != version:
+                raise too_late(run, tensor)
 
 
 def not_innermost(run: Explained) -> GradientError:

@@ -38,6 +38,7 @@ from torch.overrides import TorchFunctionMode
 from insitu.engine import block_names
 from insitu.engine import gradient_misses as misses
 from insitu.engine.gradient_hook import NEVER, alone, place
+from insitu.engine.gradient_slices import UNREAD, Slices, origins
 from insitu.engine.modes import current, swap
 from insitu.engine.switch import Exit, Greenlet, SwitchError, Worker, acquire, getcurrent, release
 from insitu.engine.tracebacks import prune
@@ -53,9 +54,6 @@ _functions = torch._C._len_torch_function_stack
 _dispatches = torch._C._len_torch_dispatch_stack
 
 _new_key = itertools.count(-1, -1).__next__  # torch's own hook handles count upwards
-_UNREAD = -1
-"""In place of a version: the block has not seen this gradient yet."""
-
 Passed = tuple[Tensor, int]
 """A gradient, and its version when it had passed."""
 
@@ -69,6 +67,7 @@ class Backward(TorchFunctionMode):
     want: Tensor | None = None
     at: Tensor | None = None
     value: Any = None
+    slices: Slices | None = None
     worker: Worker | None = None
     block: Greenlet | None = None
     to_block: Any = None
@@ -148,6 +147,8 @@ class Backward(TorchFunctionMode):
         key = id(tensor)
         if key in self.passed:
             return self._late(key)
+        if self.slices is not None and (part := self.slices.read(tensor)) is not None:
+            return self._at_slice(tensor, part)
         if not self.started:
             self._start(tensor)
         elif not self.ended:
@@ -163,10 +164,17 @@ class Backward(TorchFunctionMode):
     def _late(self, key: int) -> Tensor:
         """A gradient that has passed, for reading: a copy, since others may hold its memory."""
         value, version = self.passed[key]
-        if version == _UNREAD:
+        if version == UNREAD:
             value = value.clone()
             self.passed[key] = (value, value._version)
         return value
+
+    def _at_slice(self, tensor: Tensor, part: Tensor) -> Tensor:
+        """A slice of the gradient that the backward stands at, or of one that has passed."""
+        assert self.slices is not None
+        if self.slices.here is not None:
+            self.at, self.value = tensor, part
+        return part
 
     def _write(self, tensor: Tensor, value: Any) -> None:
         """`t.grad = value`: what flows on from t."""
@@ -177,7 +185,13 @@ class Backward(TorchFunctionMode):
             if id(tensor) in self.passed:
                 raise misses.too_late(self, tensor)
             self._read(tensor)
-        self.value = misses.fitting(self, tensor, value, self.value)
+            if tensor is not self.at:
+                raise misses.too_late(self, tensor)
+        value = misses.fitting(self, tensor, value, self.value)
+        if self.slices is not None and self.slices.here is not None:
+            self.value.copy_(value)
+        else:
+            self.value = value
 
     def _start(self, tensor: Tensor) -> None:
         misses.require_grad(self, tensor)
@@ -310,18 +324,29 @@ class Backward(TorchFunctionMode):
         assert self.block is not None
         return self.block
 
+    def stand(self, tensor: Tensor, value: Tensor) -> None:
+        """Hand the gradient of a tensor to the block; come back when it goes on."""
+        self.want, self.at, self.value = None, tensor, value
+        self.backward_modes = swap(self.block_modes)
+        self.to_block()
+        if self.closed:
+            raise Exit
+
     def keep(self, tensor: Tensor, grad: Tensor | None) -> None:
         """A gradient passes that nobody waits for now: the block may ask for it later."""
         if getcurrent() is self.worker:  # else it is another backward's, through the same tensor
             if self.closed:
                 raise Exit
             if grad is not None:
-                self.passed[id(tensor)] = (grad, _UNREAD)
+                self.passed[id(tensor)] = (grad, UNREAD)
 
     # Bookkeeping -----------------------------------------------------------------------------
 
     def _hook(self, tensor: Tensor) -> None:
         self.hooks[id(tensor)] = (tensor, place(self, tensor), self.started)
+        if tensor._is_view() and (found := origins(tensor)):
+            self.slices = self.slices or Slices(self)
+            self.slices.add(tensor, found)
 
     def _nest(self) -> None:
         """This backward begins inside those of its thread that have begun and not ended."""
@@ -350,11 +375,13 @@ class Backward(TorchFunctionMode):
         if key:
             for _, hooks, _ in self.hooks.values():
                 hooks.pop(key, None)
+            if self.slices is not None:
+                self.slices.remove()
 
     def _clear(self) -> None:
         self.error = None
         self._settle()
-        self.hooks, self.passed = {}, {}
+        self.hooks, self.passed, self.slices = {}, {}, None
         self.frame = self.want = self.at = self.value = self.before = None
         self.tensors = self.inputs = None
         self.arguments = (None, None, False)

@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import nn
 
-from insitu.engine import checks, misses
+from insitu.engine import checks, met, misses
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.modes import current, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order
@@ -103,7 +103,8 @@ class Pass(Arming):
         "call", "calls_over", "cleared", "closed", "direct", "ended", "ends", "entered", "error", "failure", "here", "kind",
         "kwargs", "lanes", "model_modes", "observation", "order", "outer", "overrun", "prepare",
         "result", "root", "single", "skips", "started", "step", "stepping", "steps_over", "taps", "taps_before",
-        "thread", "to_block", "to_model", "trail", "unbound", "value", "want_any", "want_input",
+        "thread", "to_block", "to_model", "told",
+        "trail", "unbound", "value", "want_any", "want_input",
         "want_output", "want_step", "watch", "whole", "worker",
     )  # fmt: skip
 
@@ -120,7 +121,7 @@ class Pass(Arming):
         self.sites: dict[Any, Any] | None = None
         self.hooked: set[nn.Module] | None = None
         self.hook_key = 0
-        self.both = False
+        self.both = order is None
         self.armed_around: nn.Module | None = None
         self.root = root
         self.whole: nn.Module = root._module
@@ -157,6 +158,7 @@ class Pass(Arming):
         self.kwargs: Any = None
         self.error: BaseException | None = None
         self.result: Any = None
+        self.told: dict[Any, met.Called] | None = None
 
     # The block's side ------------------------------------------------------------------------
 
@@ -251,6 +253,10 @@ class Pass(Arming):
         frame = _getframe(2)
         self.skips[module] = ((node, INPUT, frame.f_code, frame.f_lasti), value)
 
+    def pass_over(self, calls: int) -> None:
+        """Let the next read be of a call beyond so many others."""
+        self.calls_over, self.direct = calls, False
+
     def _run_to(self, module: nn.Module, kind: int) -> None:
         """Run to a module's next call, or, in a loop that began later, to one beyond it."""
         over, self.calls_over = self.calls_over, 0
@@ -262,6 +268,7 @@ class Pass(Arming):
             self.resume()
             if self.ended:
                 return
+        self.direct = self.watch is None and self.observation is None
 
     def to_call(self, node: Node, count: int) -> bool:
         """Run to the arguments of a module's next call but `count - 1`; False if there is none."""

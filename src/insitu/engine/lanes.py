@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from insitu.engine import checks, misses
+from insitu.engine import checks, met, misses
 from insitu.engine.arming import Node
 from insitu.engine.batch import Rows, put, stack, take
 from insitu.engine.batch_dims import BatchDims
@@ -55,8 +55,8 @@ class Lane:
 
     __slots__ = (
         "args", "at_input", "at_output", "back", "body", "calls_over", "closed", "ended", "error",
-        "index", "kwargs", "lanes", "modes", "outer", "overrun", "root", "rows", "run", "sliced",
-        "trail", "value", "waits", "worker",
+        "index", "kwargs", "lanes", "modes", "outer", "overrun", "root", "rows", "run", "served",
+        "sliced",        "told", "trail", "value", "waits", "worker",
     )  # fmt: skip
 
     def __init__(self, lanes: "Lanes", body: Body, index: int, rows: Rows | None) -> None:
@@ -77,8 +77,10 @@ class Lane:
         self.args: Any = None
         self.kwargs: Any = None
         self.trail: list[misses.Read] = []
+        self.told: dict[Any, met.Called] | None = None
         self.error: BaseException | None = None
         self.calls_over = 0
+        self.served: object = None
         self.closed = self.ended = self.overrun = self.sliced = False
 
     # What a body sees, as it would see a Pass ------------------------------------------------
@@ -227,6 +229,10 @@ class Lane:
         over, self.calls_over = self.calls_over, 0
         for _ in range(over + 1):
             self._wait(kind, key)
+
+    def pass_over(self, calls: int) -> None:
+        """Let the next read be of a call beyond so many others."""
+        self.calls_over = calls
 
     def to_call(self, node: Node, count: int) -> bool:
         """Wait for the arguments of a module's next call but `count - 1`; False without one."""
@@ -408,26 +414,34 @@ class Lanes:
     def at_output(self, key: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """A module has returned: every lane that waits for it has its turn."""
         before, self._standing = self._standing, (OUTPUT, key)
-        while waiting := self.outputs.get(key):
-            lane = waiting.pop(0)
-            lane.waits = None
+        call = object()
+        while (lane := self._next(self.outputs, key, call)) is not None:
             output = lane.stand_at_output(key, args, kwargs, output)
             self._let_go()
-        self.outputs.pop(key, None)
         self._standing = before
         return output
 
     def at_input(self, key: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """A module is called: every lane that waits for its arguments has its turn."""
         before, self._standing = self._standing, (INPUT, key)
-        while waiting := self.inputs.get(key):
-            lane = waiting.pop(0)
-            lane.waits = None
+        call = object()
+        while (lane := self._next(self.inputs, key, call)) is not None:
             args, kwargs = lane.stand_at_input(key, args, kwargs)
             self._let_go()
-        self.inputs.pop(key, None)
         self._standing = before
         return args, kwargs
+
+    def _next(self, waiting: dict[Any, list[Lane]], key: Any, call: object) -> Lane | None:
+        """The first lane that waits for a site and has not had its turn in this call of it."""
+        for lane in waiting.get(key, ()):
+            if lane.served is not call:
+                lane.served = call
+                waiting[key].remove(lane)
+                if not waiting[key]:
+                    del waiting[key]
+                lane.waits = None
+                return lane
+        return None
 
     def new_step(self) -> None:
         """The model begins another step: what was waited for in the last one is missed."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 from torch import nn
 
 from insitu.engine.arming import Node
+from insitu.engine.attached import is_attached
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order
 from insitu.errors import (
     NeverRanError,
@@ -56,9 +57,20 @@ def missed(run: Explained, node: Node, kind: int, overrun: bool) -> TraceError:
         return cast(TraceError, node._module._missed(run, kind, overrun))  # an operation's own words
     order = run.order or (run.observation.order if run.observation else None)
     calls = order.calls(node._module) if order is not None else None
+    if is_attached(node) and node._module not in run.root._beside:
+        return _not_called(node, kind)
     if calls == 0 and not _asked_before(run, node):
         return _never_ran(run, node, kind, order)
     return _out_of_order(run, node, kind, order, overrun)
+
+
+def _not_called(node: Node, kind: int) -> NeverRanError:
+    return NeverRanError(
+        f"{site(node, kind)} was asked for, but no call of {node._path} follows.",
+        "an attached module runs when a block or an edit calls it with hook=True, and none did "
+        "after this line.",
+        f"call it so, {node._path}(value, hook=True), in an edit; or ask in the block that calls.",
+    )
 
 
 def _out_of_order(
@@ -146,6 +158,15 @@ def too_late_to_write_input(node: Node) -> OutOfOrderError:
         f"{node._path}.input cannot be written any more: {node._path} has already run.",
         "the pass stands at the module's output, where its input can only be read.",
         f"write {node._path}.input above the line that reads {node._path}.output.",
+    )
+
+
+def own_call_is_over(node: Node, site: str) -> OutOfOrderError:
+    """A block wrote to a module that it has called itself, with `hook=True`."""
+    return OutOfOrderError(
+        f"{node._path}.{site} cannot be written any more: this block has called it itself.",
+        "the call is over, and gave back what it computed; its sites can be read.",
+        "change what the call returned; to change something inside, make the call in an edit.",
     )
 
 

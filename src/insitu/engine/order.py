@@ -26,7 +26,7 @@ class Called:
 
     starts: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    callers: tuple[nn.Module, ...] = ()
+    callers: set[nn.Module] = field(default_factory=set)
     output: str = ""
 
 
@@ -38,7 +38,7 @@ class Order:
     single: dict[nn.Module, tuple[int, int]] = field(default_factory=dict)
     """Where each module that one pass calls exactly once ends and starts (index: OUTPUT, INPUT)."""
     callers: dict[nn.Module, tuple[nn.Module, ...]] = field(default_factory=dict)
-    """For modules called from outside their own tree: who calls them."""
+    """For modules called from outside their own tree, or held by several: who may call them."""
     complete: bool = False
 
     def close(self, root: nn.Module) -> None:
@@ -49,12 +49,11 @@ class Order:
             for module, seen in self.called.items()
             if len(seen.starts) == len(seen.ends) == 1
         }
-        around = _around(root)
-        self.callers = {
-            module: outside
-            for module, seen in self.called.items()
-            if (outside := tuple(set(seen.callers) - around.get(module, set())))
-        }
+        around, shared = _around(root)
+        self.callers = {module: tuple(around[module]) for module in shared}
+        for module, seen in self.called.items():
+            if outside := seen.callers - around.get(module, set()):
+                self.callers[module] = (*self.callers.get(module, ()), *outside)
 
     def calls(self, module: nn.Module) -> int | None:
         """How often one pass calls `module`; None when that is not known."""
@@ -102,7 +101,8 @@ class Observation:
             return
         seen = self.order.called.get(module)
         if seen is None:
-            seen = self.order.called[module] = Called(callers=tuple(self._stack))
+            seen = self.order.called[module] = Called()
+        seen.callers.update(self._stack)
         seen.starts.append(next(self._clock))
         self._stack.append(module)
 
@@ -117,16 +117,21 @@ class Observation:
         seen.output = seen.output or describe(output)
 
 
-def _around(root: nn.Module) -> dict[nn.Module, set[nn.Module]]:
-    """Every module with those it is part of, at any depth."""
+def _around(root: nn.Module) -> tuple[dict[nn.Module, set[nn.Module]], set[nn.Module]]:
+    """Every module with those it is part of, at any depth; and those held by several."""
     around: dict[nn.Module, set[nn.Module]] = {root: set()}
+    holders: dict[nn.Module, nn.Module] = {}
+    shared: set[nn.Module] = set()
     pending = [root]
     while pending:
         module = pending.pop()
         for child in module._modules.values():
             if child is not None:
-                known = child in around
-                around.setdefault(child, set()).update(around[module], (module,))
-                if not known:
+                if holders.setdefault(child, module) is not module:
+                    shared.add(child)
+                known = around.setdefault(child, set())
+                more = around[module] | {module}
+                if not more <= known:
+                    known |= more
                     pending.append(child)
-    return around
+    return around, shared

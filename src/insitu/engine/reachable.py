@@ -29,27 +29,42 @@ Span = tuple[int | None, int | None, int | None, int | None]
 def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
     """Whether the parked model may call a module after the one it stands at.
 
-    Every forward that is under way is asked, for it may call the module by any of its names.
+    Every forward that is under way is asked: it may call the module by any of its names, or walk
+    through a list of modules in their order.
 
     Args:
         node: the module asked for.
         standing: the module, or the operation, the pass stands at.
         frame: the innermost frame of the parked model.
     """
+    module = node._module
     done = standing if isinstance(standing, nn.Module) else None  # its own forward is over
     for parked in frames(frame):
         around = self_of(parked)
-        if isinstance(around, nn.Module) and around is not done:
-            names = _leading_to(node._module, around)
-            if any(_comes_to(parked, name, around) for name in names):
-                return True
+        if not isinstance(around, nn.Module) or around is done:
+            continue
+        if any(_comes_to(parked, name, around) for name in _leading_to(module, around)):
+            return True
+        if _walks(parked) and _comes_after(module, done, around):
+            return True
     return False
+
+
+def runs(module: nn.Module, standing: Any, frame: FrameType | None) -> bool:
+    """Whether a call of a module is under way and has not come to its end."""
+    return module is not standing and any(self_of(it) is module for it in frames(frame))
 
 
 def _leading_to(module: nn.Module, around: nn.Module) -> list[str]:
     """The names in a module under which another one is reached."""
     children = around._modules.items()
     return [name for name, child in children if child is not None and module in child.modules()]
+
+
+def _comes_after(module: nn.Module, other: nn.Module | None, around: nn.Module) -> bool:
+    """Whether a list of modules that holds both has one after the other."""
+    inside = list(around.modules())
+    return module in inside and other in inside and inside.index(module) > inside.index(other)
 
 
 def frames(frame: FrameType | None) -> Iterator[FrameType]:
@@ -87,27 +102,37 @@ def _uses(method: Any, name: str, module: nn.Module, depth: int) -> bool:
     )
 
 
+def _walks(frame: FrameType) -> bool:
+    """Whether a frame is parked in a loop."""
+    return any(step.offset == frame.f_lasti for step in _ahead(frame.f_code, frame.f_lasti))
+
+
 def _names_ahead(code: CodeType, at: int) -> set[str]:
-    """Attributes loaded on any way from an instruction on, without the instruction itself."""
-    instructions = {i.offset: i for i in dis.get_instructions(code)}
-    offsets = sorted(instructions)
-    following = dict(itertools.pairwise(offsets))
+    """Attributes loaded on any way from an instruction on."""
+    return {str(step.argval) for step in _ahead(code, at) if step.opname in _LOADS}
+
+
+def _ahead(code: CodeType, at: int) -> Iterator[dis.Instruction]:
+    """The instructions on any way from one on; itself only if a way leads back to it."""
+    listing = dis.Bytecode(code)
+    instructions = {i.offset: i for i in listing}
+    following = dict(itertools.pairwise(sorted(instructions)))
+    handlers = getattr(listing, "exception_entries", ())
     pending = [following[at]] if at in following else []
+    pending += [e.target for e in handlers if e.start <= at < e.end]
     seen: set[int] = set()
-    names: set[str] = set()
     while pending:
         offset = pending.pop()
         if offset in seen:
             continue
         seen.add(offset)
         step = instructions[offset]
-        if step.opname in _LOADS:
-            names.add(str(step.argval))
+        yield step
+        pending += [e.target for e in handlers if e.start <= offset < e.end]
         if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
             pending.append(step.argval)
         if step.opname not in _ENDS and not _always_jumps(step.opname) and offset in following:
             pending.append(following[offset])
-    return names
 
 
 def _always_jumps(name: str) -> bool:

@@ -135,7 +135,8 @@ def _by_module(run: Any, numbers: Iterable[int]) -> Iterator[int]:
     leader, before = None, 0
     for number in numbers:
         if leader is None:
-            run.calls_over, run.direct = number, False
+            if number:
+                run.pass_over(number)
         elif not run.to_call(leader, number - before):
             return
         asked = len(run.trail)

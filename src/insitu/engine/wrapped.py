@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from insitu.engine import names, paths, views
+from insitu.engine import met, misses, names, paths, views
 from insitu.engine.attached import attached
 from insitu.engine.running import active, find
 from insitu.engine.source.operations import Source, source_of
@@ -75,7 +75,11 @@ class WrappedModule:
             run = find(self)
         module = self._module
         try:
-            return run.value if run.at_output is module else run.read_output(self, module)
+            if run.at_output is module:
+                return run.value
+            if run.told is not None and (called := met.told(run, module)) is not None:
+                return called[3]
+            return run.read_output(self, module)
         except AttributeError as error:
             self.__dict__["_raised"] = error
             raise
@@ -92,8 +96,11 @@ class WrappedModule:
         return self._given()
 
     def _given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        run = find(self)
+        if run.told is not None and (called := met.told(run, self._module)) is not None:
+            return called[1], called[2]
         try:
-            call: tuple[tuple[Any, ...], dict[str, Any]] = find(self).read_inputs(self, 3)
+            call: tuple[tuple[Any, ...], dict[str, Any]] = run.read_inputs(self, 3)
         except AttributeError as error:
             self.__dict__["_raised"] = error
             raise
@@ -162,6 +169,7 @@ class WrappedModule:
             if run is None or run.root is not self._root or run.closed:
                 run = find(self)
             if run.at_output is not self._module:
+                self._require_to_come(run, name)
                 run.read_output(self, self._module)
             old = run.value
             if not (
@@ -176,13 +184,19 @@ class WrappedModule:
             self._write_input(value)
         elif name == "inputs":
             run = find(self)
+            self._require_to_come(run, name)
             args, kwargs = fit(value, run.read_inputs(self), self, "inputs")
             run.write_inputs(self, tuple(args), dict(kwargs))
         else:
             self._set_other(name, value)
 
+    def _require_to_come(self, run: Any, site: str) -> None:
+        if run.told is not None and met.told(run, self._module) is not None:
+            raise misses.own_call_is_over(self, site)
+
     def _write_input(self, value: Any) -> None:
         run = find(self)
+        self._require_to_come(run, "input")
         args, kwargs = run.read_inputs(self)
         first = next(iter(kwargs), "input")
         value = fit(value, args[0] if args else kwargs.get(first), self, "input")
@@ -300,9 +314,15 @@ class WrappedModule:
             if (found := self._child(name)) is not None:
                 yield found
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module itself, with no site met: `model.lm_head(model.ln_f(h))`."""
-        return self._module(*args, **kwargs)
+    def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
+        """Call the module itself, with no site met: `model.lm_head(model.ln_f(h))`.
+
+        Args:
+            *args, **kwargs: what its forward takes.
+            hook: let its sites and those below be met by whoever waits for them, and be read here
+                afterwards: `model.h[3].sae(h, hook=True)`.
+        """
+        return met.call(find(self), self, args, kwargs) if hook else self._module(*args, **kwargs)
 
     def __repr__(self) -> str:
         return repr(self._module) + names.told(self)

@@ -12,6 +12,7 @@ from types import CodeType, FrameType
 from insitu.engine.capture.per_code import facts, known
 
 _ENTERS = ("BEFORE_WITH", "BEFORE_ASYNC_WITH")
+_OF_TRACERS = ("__enter__", "__aenter__", "barrier", "invoke", "result", "stop", "watch")
 _PASSES = ("NOP", "CACHE", "EXTENDED_ARG")
 _JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 _DUPLICATES = ("COPY", 1)
@@ -34,7 +35,10 @@ def returns_to(frame: FrameType) -> str:
 
 
 def enters_later(frame: FrameType, name: str) -> bool:
-    """Whether the same function or module has a `with` that enters a name: `with name:`."""
+    """Whether the same function or module enters a name, or treats it as what can be entered.
+
+    That is `with name:`, or an attribute that only such things have: `name.invoke`.
+    """
     enters = facts(frame.f_code).enters
     if name not in enters:
         enters[name] = _enters(frame.f_code, name)
@@ -81,11 +85,12 @@ def _name(step: dis.Instruction) -> str:
 def _enters(code: CodeType, name: str) -> bool:
     loaded = ""
     for step in dis.get_instructions(code):
-        if step.opname in _ENTERS and loaded == name:
+        asked = step.argval in _OF_TRACERS and step.opname in ("LOAD_ATTR", "LOAD_METHOD")
+        if loaded == name and (step.opname in _ENTERS or asked):
             return True
         if step.opname not in _PASSES:
             loaded = ""
         if step.opname.startswith("LOAD_") or step.opname == "STORE_FAST_LOAD_FAST":
-            loaded = step.argval[1] if isinstance(step.argval, tuple) else str(step.argval)
-            loaded = "" if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_CONST") else loaded
+            if step.opname not in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_CONST"):
+                loaded = step.argval[1] if isinstance(step.argval, tuple) else str(step.argval)
     return False

@@ -17,7 +17,7 @@ from insitu.engine.reachable import frames, may_still_run, self_of
 from insitu.engine.source.chain import COMPILED, underneath
 from insitu.engine.source.site import AsWritten, Site
 from insitu.engine.switch import getcurrent
-from insitu.errors import SourceError
+from insitu.errors import SourceError, TraceError
 
 _COMPILED_CALL = "_compiled_call_impl"
 
@@ -34,7 +34,9 @@ def arm(run: Any, operation: Any, kind: int) -> None:
         checks.still_open(arming, operation, kind)
     site = None if arming.sites is None else arming.sites.get(operation._within)
     if site is None:
-        site = _site(run, operation, operation._in, kind)
+        site = _site(run, operation, operation._in)
+        if site is None:
+            raise _begun(run, operation, kind)
     site.armed[index] = operation
     site.plain[index] = False
     arming.outputs.add(operation)
@@ -43,8 +45,17 @@ def arm(run: Any, operation: Any, kind: int) -> None:
         arming.inputs.add(operation)
 
 
-def _site(run: Any, operation: Any, source: Any, kind: int) -> Site:
-    """The site of the operations of one function, made when a pass first needs it."""
+def prepare(run: Any, operation: Any) -> None:
+    """Rewrite the forward around an operation, which may be asked for later on, if it can be."""
+    if not (run.arming.cleared or run.arming.closed):
+        _site(run, operation, operation._in)
+
+
+def _site(run: Any, operation: Any, source: Any) -> Site | None:
+    """The site of the operations of one function, made when a pass first needs it.
+
+    None if the forward runs, or has run, without a stop at its operations, and comes no more.
+    """
     arming, owner = run.arming, source._owner
     if arming.sites is None:
         arming.sites = {}
@@ -58,12 +69,15 @@ def _site(run: Any, operation: Any, source: Any, kind: int) -> Site:
             module = arming.arm_output(owner, module)
             if module is not operation._around:
                 raise _replaced(owner)
-        _refuse_if_begun(run, operation, kind)
+        if _has_begun(run, operation):
+            return None
         _run_as_written(arming, owner)
         site = Site(arming, source._chain, operations, module)
         _put_in(arming, site, module)
     else:
-        outer = _site(run, operation, owner._in, kind)
+        outer = _site(run, operation, owner._in)
+        if outer is None:
+            return None
         site = Site(arming, source._chain, operations, None)
         outer.inner[owner._named.index] = site
         outer.plain[owner._named.index] = False
@@ -106,12 +120,12 @@ class _Slot(dict[str, Any]):
         self._namespace[self._name] = self._own
 
 
-def _refuse_if_begun(run: Any, operation: Any, kind: int) -> None:
-    """Raise if the forward runs, or has run, without a stop at its operations."""
+def _has_begun(run: Any, operation: Any) -> bool:
+    """Whether the forward runs, or has run, as it is, and is not called again for certain."""
     arming, owner = run.arming, operation._outermost
     standing = run.at_output if run.at_output is not None else run.at_input
     if standing is None or (arming.unbound and arming.stepping):
-        return
+        return False
     module, frame = owner._module, _parked(arming.worker)
     place = arming.single.get(module)
     chain = operation._outermost_chain
@@ -122,10 +136,13 @@ def _refuse_if_begun(run: Any, operation: Any, kind: int) -> None:
     if run.at_input is not module:
         begun = begun or (place is not None and place[INPUT] < arming.here)
         begun = begun or (arming.observation is not None and arming.observation.has_entered(module))
-    if begun and not may_still_run(owner, standing, frame):
-        if run is arming:
-            raise checks.missed(run, operation, kind)
-        raise misses.missed(run, operation, kind, False)
+    return begun and not may_still_run(owner, standing, frame)
+
+
+def _begun(run: Any, operation: Any, kind: int) -> TraceError:
+    if run is run.arming:
+        return checks.missed(run, operation, kind)
+    return misses.missed(run, operation, kind, False)
 
 
 def _parked(worker: Any) -> FrameType | None:

@@ -20,7 +20,7 @@ from insitu.engine.arming import Stopping
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.running import active, find
 from insitu.engine.source import listing, missed, moved
-from insitu.engine.source.arm import arm
+from insitu.engine.source.arm import arm, prepare
 from insitu.engine.source.chain import Chain, follow, of
 from insitu.engine.source.kept import plan_of
 from insitu.engine.source.names import CALL, Named
@@ -183,6 +183,9 @@ class Operation:
         """
         callee = _callee(self)
         if isinstance(callee, nn.Module):
+            run = active.get()
+            if run is not None and run.whole is self._whole:
+                prepare(run, self)  # the call itself may be asked for when the module has run
             return source_of(_node_of(self, callee))
         chain = follow(callee, f"{self._path}.source")
         inner: Source | None = self._inner
@@ -244,6 +247,10 @@ class Operation:
 
 def source_of(node: Any) -> Source:
     """The operations of a wrapped module's forward."""
+    around, siblings, name = node._place
+    if around is not None and siblings.get(name) is not node._module:
+        if name not in node._parent._extras:
+            node._refresh()  # the user has put another module there
     module: nn.Module = node._module
     mark = _mark(module)
     known = node.__dict__.get("_source")
