@@ -128,7 +128,8 @@ def statements(text: str) -> list[str]:
         if comment:
             ends = WITHIN_BRACKETS if depth else STATEMENT
             comment = not (begins and ends.match(text, at))
-        elif begins and not (depth or quote) and _is_over(line) and STATEMENT.match(text, at):
+        whole = begins and not (comment or depth or quote) and _is_over(line)
+        if whole and STATEMENT.match(text, at):
             found.append(line)
             line = ""
         if not (quote or comment) and char == "#":
@@ -147,7 +148,7 @@ def statements(text: str) -> list[str]:
 
 def _is_over(line: str) -> bool:
     """Whether a statement may end here: nothing more is expected."""
-    return not re.search(r"(^|[-=*+/,.(]|\b(in|as|import|with|for|from)) *$", line)
+    return not re.search(r"([-=*+/,.(]|\b(in|as|import|with|for|from)|\bfrom [\w.]+) *$", line)
 
 
 def layout(lines: list[str]) -> str:
@@ -160,8 +161,10 @@ def layout(lines: list[str]) -> str:
             above = list(open_at)[: list(open_at).index(kind)]
             depth = 1 + max((open_at[it] for it in above), default=-1)
             open_at.update({it: -1 for it in open_at if it not in above}, **{kind: depth})
+        elif laid_out and laid_out[-1].startswith("for "):
+            depth = 1
         else:
-            depth = 0 if line.startswith("print(") else 1 + max(open_at.values())
+            depth = 0 if line.startswith(("print(", "for ")) else 1 + max(open_at.values())
         laid_out.append("    " * depth + line)
     return "\n".join(laid_out)
 

@@ -1,9 +1,9 @@
 """Random little models: every way a module can be called, and what runs in which order.
 
-    spec = Spec("sequential", (Spec("linear"), Spec("twice", (Spec("linear"),))))
-    net = build(spec)
-    net(torch.rand(2, WIDTH))        # every module takes and gives [row, feature]
-    events(net, x)                   # [Event(module=0, side=INPUT), Event(1, INPUT), …]
+spec = Spec("sequential", (Spec("linear"), Spec("twice", (Spec("linear"),))))
+net = build(spec)
+net(torch.rand(2, WIDTH))        # every module takes and gives [row, feature]
+events(net, x)                   # [Event(module=0, side=INPUT), Event(1, INPUT), …]
 """
 
 import functools

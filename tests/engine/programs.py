@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from little_models import INPUT, OUTPUT, WIDTH, Event
-from torch import Tensor, nn
+from torch import Tensor
 
 END = 10**6
 """Where a program stands when the model has returned."""
@@ -243,22 +243,39 @@ class Traced:
         self.tracer.stop()
 
 
-def perform(program, sites, facts, like):
+class Stopped(Exception):
+    """Leaves a block that no `with` swallows the end of."""
+
+
+class Held(Traced):
+    """The sites of a wrapped model, while a pass is held open."""
+
+    def get(self, path, site):
+        if len(path) % 2:
+            self.tracer.until(f"{path or 'model'}.{site}")
+        return super().get(path, site)
+
+    def result(self):
+        return self.tracer.finish()
+
+    def stop(self):
+        self.tracer.close()
+        raise Stopped
+
+
+def perform(program, sites, facts, like, between=lambda: None):
     """Run a program where it stands and give its log, also when it stops half-way."""
     performer = Performer(sites, facts, like)
     try:
         for act in program:
             performer.do(act)
+            between()
     finally:
         sites.log = performer.log
     return performer.log
 
 
 # The oracle ---------------------------------------------------------------------------------------
-
-
-class Stopped(Exception):
-    pass
 
 
 class Hooked:
@@ -451,7 +468,11 @@ class Walk:
         """Modules whose next call is still to come, and returns."""
         if self.at == END:
             return []
-        modules = [m for m in self.facts.outputs if m not in self.pending and tensors(self.facts.outputs[m])]
+        modules = [
+            m
+            for m in self.facts.outputs
+            if m not in self.pending and tensors(self.facts.outputs[m])
+        ]
         found = [m for m in modules if (calls := self.calls(m)) and self.events[calls[0]].end]
         return [m for m in found if not self.hides_pending(m)]
 
@@ -474,17 +495,20 @@ class Walk:
 
     def go(self, at):
         """Stand at an event."""
-        self.pending -= {e.module for e in self.events[self.at + 1 : at + 1] if e.side == INPUT} if at != END else self.pending
+        self.pending -= (
+            {e.module for e in self.events[self.at + 1 : at + 1] if e.side == INPUT}
+            if at != END
+            else self.pending
+        )
         self.at = at
 
 
 @st.composite
-def programs(draw, facts, *, edits=IN_PLACE + REPLACING, rows=False, longest=8):
+def programs(draw, facts, *, edits=IN_PLACE + REPLACING, rows=False, loops=True, longest=8):
     """A legal program for a model; for one invoke of several, only what keeps rows apart."""
     walk, acts = Walk(facts), []
-    kinds = [_read, _read, _edit, _edit, _edit, _loop, _call]
-    if edits != IN_PLACE:
-        kinds.append(_skip)
+    kinds = [_read, _read, _edit, _edit, _edit, _call]
+    kinds += [_loop] * loops + [_skip] * (edits != IN_PLACE)
     for _ in range(draw(st.integers(0, longest))):
         act = draw(st.sampled_from(kinds))(draw, walk, edits, rows)
         if act is not None:
@@ -590,7 +614,3 @@ def _loop(draw, walk, edits, rows):
     ends = which.stop is None or len(range(which.start, which.stop, which.step or 1)) > len(at)
     walk.go(END if ends else at[-1])
     return Loop(at, path, site, which, edit)
-
-
-def at_least_one(module):
-    return isinstance(module, nn.Module)

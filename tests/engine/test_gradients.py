@@ -313,6 +313,130 @@ def test_none_for_a_parameter_clears_what_was_accumulated_before(net, x):
     assert equal(of_parameters(net), expected)
 
 
+# Slices -----------------------------------------------------------------------------------------
+
+CUTS = {
+    "index": lambda t: t[0],
+    "last": lambda t: t[:, -1],
+    "rows": lambda t: t.narrow(0, 1, 2),
+    "steps": lambda t: t[::2, 1:],
+    "from the end": lambda t: t[-2:],
+    "cut twice": lambda t: t[1:][0, :3],
+    "ellipsis": lambda t: t[..., 4],
+}
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(2)
+    return torch.rand(3, 5)
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_the_gradient_of_a_slice_is_the_part_of_the_wholes(net, batch, cut):
+    hidden, *_, loss = forward(net, batch)
+    expected = torch.autograd.grad(loss, hidden, retain_graph=True)[0]
+    part = cut(hidden)
+    with insitu.backward(loss):
+        got = part.grad
+    assert got.shape == part.shape
+    assert torch.equal(got, cut(expected))
+    assert equal(of_parameters(net), with_hooks(net, batch))
+    assert hooks_on(hidden, part) == []
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_a_change_of_a_slices_gradient_flows_on(net, batch, cut, how):
+    hidden, *_, loss = forward(net, batch)
+    part = cut(hidden)
+    with insitu.backward(loss):
+        if how == "in place":
+            part.grad.mul_(3)
+        else:
+            part.grad = part.grad * 3
+
+    def edited(g):
+        g = g.clone()
+        cut(g).mul_(3)
+        return g
+
+    assert equal(of_parameters(net), with_hooks(net, batch, hidden=edited))
+
+
+def test_several_slices_of_one_tensor_in_one_block(net, batch):
+    hidden, active, _, loss = forward(net, batch)
+    first, second = hidden[0], hidden[1]
+    expected = torch.autograd.grad(loss, (active, hidden), retain_graph=True)
+    with insitu.backward(loss):
+        at_active = active.grad.clone()
+        a = first.grad.clone()
+        first.grad = torch.zeros_like(first)
+        b = second.grad.clone()
+        second.grad *= 2
+        assert (first.grad == 0).all()
+    assert equal((at_active, a, b), (expected[0], expected[1][0], expected[1][1]))
+
+    def edited(g):
+        return torch.stack([g[0] * 0, g[1] * 2, g[2]])
+
+    assert equal(of_parameters(net), with_hooks(net, batch, hidden=edited))
+
+
+def test_slices_can_be_read_in_any_order_and_not_be_changed_too_late(net, batch):
+    hidden, active, _, loss = forward(net, batch)
+    expected = torch.autograd.grad(loss, (hidden, active), retain_graph=True)
+    parts = [hidden[1], active[:, 2:]]
+    with insitu.backward(loss, retain_graph=True):
+        got = [part.grad for part in parts]
+    assert equal(got, (expected[0][1], expected[1][:, 2:]))
+    early, late = parts
+    with pytest.raises(GradientError, match="gradient of late was changed after"):
+        with insitu.backward(loss, retain_graph=True):
+            early.grad
+            late.grad[:] = 0
+    with pytest.raises(GradientError, match="gradient of late was changed after"):
+        with insitu.backward(loss, retain_graph=True):
+            early.grad
+            late.grad = torch.zeros_like(late)
+            pytest.fail("went on")
+    with pytest.raises(GradientError, match="gradient of late was changed after"):
+        with insitu.backward(loss):
+            g = late.grad
+            early.grad
+            g.zero_()
+
+
+def test_a_slice_that_the_loss_comes_from_itself_has_its_own_gradient(net, batch):
+    hidden, *_ = forward(net, batch)
+    part = hidden[1:]
+    loss = (part**2).sum() + hidden.sum()
+    with insitu.backward(loss):
+        at_part, at_hidden = part.grad, hidden.grad
+    assert torch.equal(at_part, 2 * part)
+    assert torch.equal(at_hidden, torch.cat([torch.ones(1, 10), 1 + 2 * part]))
+
+
+def test_a_slice_of_a_leaf_and_one_that_was_edited_in_place(batch):
+    leaf = batch.clone().requires_grad_()
+    row = leaf[1]
+    with insitu.backward((leaf**2).sum()):
+        row.grad *= 2
+    assert torch.equal(leaf.grad[1], 4 * batch[1])
+    assert torch.equal(leaf.grad[0], 2 * batch[0])
+    whole = leaf * 1
+    part = whole[1:]
+    part[:, 0] = 7
+    leaf.grad = None
+    with insitu.backward((whole**2).sum()):
+        g = part.grad.clone()
+        part.grad *= 2
+    assert torch.equal(g, 2 * whole[1:])
+    assert torch.equal(leaf.grad[0], 2 * batch[0])
+    assert torch.equal(leaf.grad[1:, 1:], 4 * batch[1:, 1:])
+    assert (leaf.grad[1:, 0] == 0).all()
+
+
 # Too late ---------------------------------------------------------------------------------------
 
 
@@ -380,13 +504,23 @@ def test_a_tensor_the_loss_does_not_come_from_is_told_so(net, x):
             other.grad
 
 
-def test_a_slice_of_an_output_is_told_to_be_another_tensor(net, x):
+def test_a_view_that_is_no_slice_is_told_to_be_another_tensor(net, x):
     hidden, *_, loss = forward(net, x)
-    row = hidden[0]
-    with pytest.raises(GradientError, match="no gradient came to row") as caught:
+    turned = hidden.T
+    with pytest.raises(GradientError, match="no gradient came to turned") as caught:
+        with insitu.backward(loss):
+            turned.grad
+    assert "turned is a view" in caught.value.why
+
+
+def test_a_part_of_a_tensor_without_gradients_is_told_to_take_the_whole(net, x):
+    hidden, *_, loss = forward(net.requires_grad_(False), x)
+    row = hidden[0].requires_grad_(True)
+    with pytest.raises(GradientError, match="no gradient comes to row: the loss") as caught:
         with insitu.backward(loss):
             row.grad
     assert "row is a view" in caught.value.why
+    assert "take the part after it" in caught.value.next
 
 
 def test_a_leaf_told_too_late_to_require_gradients_is_told_so(net, x):

@@ -3,16 +3,20 @@
 An illegal one gets its error at its own line, and leaves nothing behind.
 """
 
+import contextlib
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from little_models import WIDTH, build, observed, set_variant, specs
-from programs import Traced, by_hooks, copy, perform, programs, same
+from little_models import WIDTH, Spec, build, observed, set_variant, specs
+from programs import (
+    END, IN_PLACE, REPLACING, Held, Result, Stopped, Traced, by_hooks, copy, perform, programs, same,
+)  # fmt: skip
 from untouched import state
 
 from insitu import NNsight
-from insitu.engine.capture.bodies import find_body
 
 FAST = settings(
     max_examples=60, deadline=None, derandomize=True, database=None,
@@ -25,20 +29,22 @@ def inputs(number=0, rows=1):
     return torch.rand(rows, WIDTH, generator=torch.Generator().manual_seed(number)) - 0.5
 
 
+@dataclass(frozen=True)
 class Case:
     """A model, the variant its runs take, and a program."""
 
-    def __init__(self, spec, variant, program):
-        self.spec, self.variant, self.program = spec, variant, program
+    spec: Spec
+    variant: int
+    program: tuple
 
     def __repr__(self):
         return f"Case({self.spec}, {self.variant}, {self.program})"
 
 
 @st.composite
-def cases(draw):
+def cases(draw, **limits):
     spec, variant = draw(specs), draw(st.integers(0, 1))
-    return Case(spec, variant, draw(programs(observed(spec, variant))))
+    return Case(spec, variant, draw(programs(observed(spec, variant), **limits)))
 
 
 def a_net(case):
@@ -47,18 +53,23 @@ def a_net(case):
     return net
 
 
-def expected(case, x=None):
-    facts = observed(case.spec, case.variant)
-    return by_hooks(a_net(case), inputs() if x is None else x, case.program, facts)
+def a_used_model(case):
+    """A wrapper that knows the order of the other variant."""
+    net = build(case.spec)
+    set_variant(net, 0)
+    model = NNsight(net)
+    with model.trace(inputs(9)):
+        pass
+    set_variant(net, case.variant)
+    return net, model
 
 
-def traced(model, case, x=None):
-    """The program's log, run in a trace."""
-    x, sites = inputs() if x is None else x, None
-    with model.trace(x) as tracer:
-        sites = Traced(model, tracer)
-        perform(case.program, sites, observed(case.spec, case.variant), x)
-    return sites.log
+def facts(case, rows=1):
+    return observed(case.spec, case.variant, rows)
+
+
+def expected(case, x):
+    return by_hooks(a_net(case), x.clone(), case.program, facts(case, len(x)))
 
 
 def agree(log, oracle, tolerance=0.0):
@@ -66,34 +77,151 @@ def agree(log, oracle, tolerance=0.0):
         assert same(value, right, tolerance), f"{act}:\n{value}\nis not\n{right}"
 
 
+def traced(model, case, x, between=lambda: None):
+    """The program's log, run in a trace."""
+    sites, x = None, x.clone()
+    with model.trace(x) as tracer:
+        sites = Traced(model, tracer)
+        perform(case.program, sites, facts(case), x, between)
+    return sites.log
+
+
 def in_a_first_pass(case):
-    net = a_net(case)
+    net, x = a_net(case), inputs()
     before = state(net)
-    agree(traced(NNsight(net), case), expected(case))
+    agree(traced(NNsight(net), case, x), expected(case, x))
     assert state(net) == before
 
 
-def in_a_later_pass(case):
-    net = build(case.spec)
-    model = NNsight(net)
-    with model.trace(inputs()):
-        pass
-    set_variant(net, case.variant)
+def in_later_passes(case):
+    net, model = a_used_model(case)
     before = state(net)
-    for _ in range(2):
-        agree(traced(model, case), expected(case))
+    for number in range(2):
+        agree(traced(model, case, inputs(number)), expected(case, inputs(number)))
         assert state(net) == before
 
 
-ways = pytest.mark.parametrize("way", [in_a_first_pass, in_a_later_pass])
+def inside_a_trace_of_the_same_module(case):
+    """And of another model, with passes that run between any two statements."""
+    net, model = a_used_model(case)
+    outer, other, x = NNsight(net), NNsight(build(case.spec)), inputs()
+    before = state(net, other._module)
+
+    def trace_another():
+        with other.trace(inputs(2)):
+            seen.append(other.output)
+        seen.append(net(inputs(2)))
+
+    plain, seen = (net(inputs(1)), net(inputs(2)), other._module(inputs(2))), []
+    with outer.trace(inputs(1)), other.trace(inputs(2)) as around:
+        given = outer.input.clone()
+        outer.input = given
+        agree(traced(model, case, x, trace_another), expected(case, x))
+        out = outer.output, *seen[1:2], around.result, *seen[:1]
+    assert same(out[0], plain[0]) and same(given, inputs(1))
+    assert same(seen, [plain[2], plain[1]] * (len(seen) // 2))
+    assert same(out[-2 if seen else -1], plain[2])
+    assert state(net, other._module) == before
+
+
+def held_open(case):
+    net, model = a_used_model(case) if len(case.program) % 2 else (n := a_net(case), NNsight(n))
+    x = inputs()
+    before = state(net)
+    run = model.open(x.clone())
+    sites = Held(model, run)
+    with contextlib.suppress(Stopped):
+        perform(case.program, sites, facts(case), x)
+        if run.where != "finished":
+            assert same(copy(run.finish()), expected_end(case, x))
+    agree(sites.log, expected(case, x))
+    assert run.where in ("finished", "closed")
+    assert state(net) == before
+
+
+def expected_end(case, x):
+    """What the model returns at the end of a program."""
+    program = (*case.program, Result(END))
+    return expected(Case(case.spec, case.variant, program), x)[-1][1]
+
+
+WAYS = {
+    in_a_first_pass: cases(),
+    in_later_passes: cases(),
+    inside_a_trace_of_the_same_module: cases(),
+    held_open: cases(loops=False),
+}
+ways = pytest.mark.parametrize("way", WAYS)
 
 
 @ways
 def test_a_program_reads_what_hooks_read(way):
-    FAST(given(cases())(way))()
+    FAST(given(WAYS[way])(way))()
 
 
 @ways
 @pytest.mark.slow
 def test_thousands_of_programs_read_what_hooks_read(way):
-    LONG(given(cases())(way))()
+    LONG(given(WAYS[way])(way))()
+
+
+# Invokes ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Programs for the invokes of one trace."""
+
+    spec: Spec
+    variant: int
+    rows: tuple[int, ...]
+    programs: tuple
+
+    def __repr__(self):
+        return f"Cases({self.spec}, {self.variant}, {self.rows}, {self.programs})"
+
+
+@st.composite
+def several(draw):
+    """Two or three, which edit in place, or replace: not both, as a copy has no aliases."""
+    spec, variant = draw(specs), draw(st.integers(0, 1))
+    edits = draw(st.sampled_from([IN_PLACE, REPLACING]))
+    rows = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (1, 2, 1), (1, 1, 1)]))
+    made = [
+        draw(programs(observed(spec, variant, n), edits=edits, rows=True, longest=5)) for n in rows
+    ]
+    return Cases(spec, variant, rows, tuple(made))
+
+
+def in_invokes(several, later=False):
+    alone = [Case(several.spec, several.variant, program) for program in several.programs]
+    xs = [inputs(i, n) for i, n in enumerate(several.rows)]
+    net, model = a_used_model(alone[0]) if later else (n := a_net(alone[0]), NNsight(n))
+    before, sites = state(net), []
+    with model.trace() as tracer:
+        for case, x in zip(alone, xs, strict=True):
+            sites.append(Traced(model, tracer))
+            site = sites[-1]
+            with tracer.invoke(x.clone()):
+                perform(case.program, site, facts(case, len(x)), x)
+    for site, case, x in zip(sites, alone, xs, strict=True):
+        agree(site.log, expected(case, x), 1e-5)
+    assert state(net) == before
+
+
+def in_invokes_later(several):
+    in_invokes(several, later=True)
+
+
+invokes = pytest.mark.parametrize("way", [in_invokes, in_invokes_later])
+
+
+@invokes
+def test_invokes_read_what_single_runs_read(way):
+    FAST(given(several())(way))()
+
+
+@invokes
+@pytest.mark.slow
+def test_thousands_of_invokes_read_what_single_runs_read(way):
+    LONG(given(several())(way))()

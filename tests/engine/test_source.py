@@ -423,7 +423,9 @@ def test_a_skip_that_comes_too_late_is_said(model, x):
 
 
 def test_an_unknown_name_says_what_is_near(model, x):
-    with pytest.raises(UnknownOperationError, match="one.source has no operation 'torch_rel_0'") as e:
+    with pytest.raises(
+        UnknownOperationError, match="one.source has no operation 'torch_rel_0'"
+    ) as e:
         model.one.source.torch_rel_0
     assert e.value.next == "did you mean one.source.torch_relu_0?"
     assert not hasattr(model.one.source, "torch_rel_0")
@@ -514,7 +516,9 @@ def test_nothing_is_left_on_instance_or_class(net, model, x):
 
 def test_only_the_instance_that_is_asked_runs_rewritten(net, model, x):
     def running(name):
-        return [f.f_code for f, _ in traceback.walk_stack(sys._getframe()) if f.f_code.co_name == name]
+        return [
+            f.f_code for f, _ in traceback.walk_stack(sys._getframe()) if f.f_code.co_name == name
+        ]
 
     seen = []
     handles = [

@@ -148,20 +148,16 @@ class Small(nn.Module):
     def forward(self, x):
         """Say
 
-        text that begins at the margin:
-    like this."""
-        h = self.act(x).neg() * (
-            2
-        )
+            text that begins at the margin:
+        like this."""
+        h = self.act(x).neg() * (2)
         return h  # the end
         # fmt: skip
 
 
 class Large(nn.Module):
     def forward(self, x):
-        return self.act(
-            x
-        )
+        return self.act(x)
 
 
 def test_the_listing_shows_the_text_with_names_and_the_files_line_numbers():

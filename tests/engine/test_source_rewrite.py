@@ -286,9 +286,7 @@ def test_tracebacks_show_the_functions_own_lines():
         other(1)
     expected = traceback.extract_tb(plain.value.__traceback__)[1]
     ours = next(
-        frame
-        for frame in traceback.extract_tb(caught.value.__traceback__)
-        if frame.name == "fails"
+        frame for frame in traceback.extract_tb(caught.value.__traceback__) if frame.name == "fails"
     )
     place = (ours.filename, ours.lineno, ours.colno, ours.end_lineno, ours.line)
     assert place == (

@@ -1,8 +1,8 @@
 """What a run must leave as it was: every module's own namespace and hooks, and all of torch's modes.
 
-    before = state(net)
-    …                              # a trace that fails
-    assert state(net) == before
+before = state(net)
+…                              # a trace that fails
+assert state(net) == before
 """
 
 import gc

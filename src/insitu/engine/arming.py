@@ -125,7 +125,17 @@ class AtBothSides(Stopping):
 class Arming:
     """The modules a pass can stop at. Abstract: `Pass` adds what happens there."""
 
-    __slots__ = ("armed_around", "both", "callers", "hook_key", "hooked", "inputs", "outputs", "placed", "sites")
+    __slots__ = (
+        "armed_around",
+        "both",
+        "callers",
+        "hook_key",
+        "hooked",
+        "inputs",
+        "outputs",
+        "placed",
+        "sites",
+    )
 
     callers: dict[nn.Module, tuple[nn.Module, ...]]
     """For modules called from outside their own tree: who calls them."""

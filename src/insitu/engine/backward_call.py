@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from insitu.engine.block_names import valued
-from insitu.engine.gradients import Backward
 from insitu.engine.capture.usage import returns_to
+from insitu.engine.gradients import Backward
 
 _NAME = "backward"
 _NOTE = (

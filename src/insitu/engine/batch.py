@@ -1,9 +1,9 @@
 """Several prompts in one pass: joining their inputs, and which rows belong to whom. Pure.
 
-    joined = join([((a,), {}), ((b,), {})])        # tensors one below the other
-    joined.rows                                     # (Rows(0, 1, 3), Rows(1, 2, 3))
-    take(value, joined.rows[1], is_batch)           # what the second of them sees
-    put(value, part, joined.rows[1], is_batch)      # the value with its part replaced
+joined = join([((a,), {}), ((b,), {})])        # tensors one below the other
+joined.rows                                     # (Rows(0, 1, 3), Rows(1, 2, 3))
+take(value, joined.rows[1], is_batch)           # what the second of them sees
+put(value, part, joined.rows[1], is_batch)      # the value with its part replaced
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -97,9 +97,7 @@ def take(value: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
         if value.dim() and value.shape[0] == rows.total and is_batch(path, value):
             return value.narrow(0, rows.start, rows.size)
         return value
-    return _rebuilt(
-        value, {key: take(v, rows, is_batch, (*path, key)) for key, v in _parts(value)}
-    )
+    return _rebuilt(value, {key: take(v, rows, is_batch, (*path, key)) for key, v in _parts(value)})
 
 
 def put(value: Any, part: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
@@ -120,7 +118,9 @@ def stack(values: list[Any]) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(values)
-    return _rebuilt(first, {key: stack([_part(v, key) for v in values]) for key, _ in _parts(first)})
+    return _rebuilt(
+        first, {key: stack([_part(v, key) for v in values]) for key, _ in _parts(first)}
+    )
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:

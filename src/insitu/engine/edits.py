@@ -1,12 +1,12 @@
 """Lasting changes: a block that every later pass runs, whatever asks for it.
 
-    with model.edit() as edited:                # a second wrapper, the first stays as it is
-        model.transformer.h[2].output[:, -1] += direction
-    edited.generate("The Colosseum is in")      # in every step
-    edited("The Colosseum is in")               # plain calls too
+with model.edit() as edited:                # a second wrapper, the first stays as it is
+    model.transformer.h[2].output[:, -1] += direction
+edited.generate("The Colosseum is in")      # in every step
+edited("The Colosseum is in")               # plain calls too
 
-    with model.edit(inplace=True): …            # this wrapper itself
-    model.clear_edits()
+with model.edit(inplace=True): …            # this wrapper itself
+model.clear_edits()
 """
 
 import sys
@@ -17,7 +17,7 @@ from typing import Any
 from insitu.engine.capture.bodies import Body, Names, Skip, find_body
 from insitu.engine.interleave import Pass
 from insitu.engine.invoke import Bodies
-from insitu.engine.lanes import Lane
+from insitu.engine.lane import Lane
 from insitu.errors import InsituWarning, NeverRanError
 
 

@@ -1,7 +1,7 @@
 """Running a module on fake tensors, which have shapes, dtypes and devices but no values.
 
-    with fake_tensors(net):
-        net(torch.rand(5, 3)).shape
+with fake_tensors(net):
+    net(torch.rand(5, 3)).shape
 """
 
 from collections.abc import Callable, Iterator

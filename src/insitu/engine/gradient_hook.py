@@ -27,11 +27,12 @@ _storage_uses = torch._C._storage_Use_Count
 
 def place(run: Any, tensor: Tensor) -> dict[int, Any]:
     """What `Tensor.register_hook` does, without its handle, which costs as much again."""
-    hooks: Any = tensor._backward_hooks
+    function = tensor.grad_fn  # first: of a view edited in place torch makes a new one, and a
+    hooks: Any = tensor._backward_hooks  # hook registered before that crashes it (torch 2.13)
     if hooks is None:
         hooks = tensor._backward_hooks = OrderedDict()
-        if tensor.grad_fn is not None:
-            tensor.grad_fn._register_hook_dict(tensor)
+        if function is not None:
+            function._register_hook_dict(tensor)
     hooks[run.key] = _arrival(run, tensor)
     return hooks  # type: ignore[no-any-return]
 
@@ -97,7 +98,7 @@ def _learned() -> Counts:
         seen: list[Counts] = []
         leaf = torch.ones(2, device="cpu", requires_grad=True)
         middle = leaf.exp()
-        middle.register_hook(_probe(seen))
+        middle.register_hook(_probe(seen))  # type: ignore[no-untyped-call]
         torch.autograd.grad(middle.exp(), leaf, torch.ones(2, device="cpu"))
         return seen[0]
     finally:

@@ -16,6 +16,8 @@ from insitu.engine import block_names
 from insitu.engine.values import Forced, describe, mismatch
 from insitu.errors import GradientError, WriteError
 
+_IS_A_VIEW = "{} is a view, and the computation went on with the tensor it was taken of."
+
 
 class Explained(Protocol):
     """What an explanation needs to know of a backward."""
@@ -40,6 +42,23 @@ def require_grad(run: Explained, tensor: Tensor) -> None:
         "its requires_grad is False, so what was computed from it leads to no gradient of it.",
         f"call {_short(name)}.requires_grad_(True) right after reading it, before the model goes "
         "on; in generate(), also say grad=True.",
+    )
+
+
+def require_grad_of_loss(run: Explained, tensor: Tensor) -> None:
+    """Raise if the loss remembers nothing of what it was computed from."""
+    if not isinstance(run.tensors, Tensor) or run.tensors.requires_grad:
+        return
+    name = _name(run, tensor)
+    why = "nothing it was computed from did, or it was computed under no_grad()."
+    if tensor._is_view() and tensor.is_leaf:
+        why = _IS_A_VIEW.format(name) + " That one does not require gradients."
+    raise GradientError(
+        f"no gradient comes to {name}: the loss does not require grad.",
+        why,
+        f"call requires_grad_(True) on the whole output, before the model goes on with it"
+        f"{', and take the part after it' if tensor._is_view() else ''}; "
+        "in generate(), also say grad=True.",
     )
 
 
@@ -135,11 +154,8 @@ def fitting(run: Explained, tensor: Tensor, value: Any, old: Tensor) -> Tensor:
 def _not_in_the_graph(name: str, tensor: Tensor) -> GradientError:
     short = _short(name)
     if tensor._is_view() and tensor._base is not None:
-        why = (
-            f"{name} is a view, such as an index or a slice, and the computation went on with the "
-            "tensor it was taken of."
-        )
-        then = "ask for the gradient of that tensor, and take the part of it: whole.grad[0]."
+        why = _IS_A_VIEW.format(name)
+        then = "ask for the gradient of that tensor, and take the same view of it."
     elif tensor.is_leaf:
         why = (
             f"{name} is a leaf; if it was told to require gradients, then after the values that "

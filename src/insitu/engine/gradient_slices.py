@@ -62,7 +62,7 @@ def _cut(node: Any, tensor: Tensor) -> Cut | None:
     if name == "SliceBackward0":
         dim, start, end = (_signed(getattr(node, f"_saved_{n}")) for n in ("dim", "start", "end"))
         step = node._saved_step
-        return lambda whole: torch.ops.aten.slice.Tensor(whole, dim, start, end, step)  # type: ignore[no-any-return]
+        return lambda whole: torch.ops.aten.slice.Tensor(whole, dim, start, end, step)
     if name == "SelectBackward0":
         dim, index = _signed(node._saved_dim), _signed(node._saved_index)
         return lambda whole: whole.select(dim, index)
@@ -103,7 +103,8 @@ class Slices:
         """The gradient of a slice, where the backward stands at it or has passed it."""
         for origin in self.origins.get(id(tensor), ()):
             if origin.edge == self.here:
-                return origin.part(self.whole)
+                self.run.at, self.run.value = tensor, origin.part(self.whole)
+                return self.run.value  # type: ignore[no-any-return]
             if origin.edge in self.passed:
                 whole, version, _ = self.passed[origin.edge]
                 if version == UNREAD:

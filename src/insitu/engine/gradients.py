@@ -148,7 +148,7 @@ class Backward(TorchFunctionMode):
         if key in self.passed:
             return self._late(key)
         if self.slices is not None and (part := self.slices.read(tensor)) is not None:
-            return self._at_slice(tensor, part)
+            return part
         if not self.started:
             self._start(tensor)
         elif not self.ended:
@@ -169,13 +169,6 @@ class Backward(TorchFunctionMode):
             self.passed[key] = (value, value._version)
         return value
 
-    def _at_slice(self, tensor: Tensor, part: Tensor) -> Tensor:
-        """A slice of the gradient that the backward stands at, or of one that has passed."""
-        assert self.slices is not None
-        if self.slices.here is not None:
-            self.at, self.value = tensor, part
-        return part
-
     def _write(self, tensor: Tensor, value: Any) -> None:
         """`t.grad = value`: what flows on from t."""
         if value is None and tensor.is_leaf:
@@ -195,6 +188,7 @@ class Backward(TorchFunctionMode):
 
     def _start(self, tensor: Tensor) -> None:
         misses.require_grad(self, tensor)
+        misses.require_grad_of_loss(self, tensor)
         self.key = _new_key()
         self._hook(tensor)
         assert self.frame is not None

@@ -17,17 +17,18 @@ runs on.
 """
 
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from sys import _getframe
 from threading import get_ident
 from types import CodeType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from insitu.engine import checks, met, misses
 from insitu.engine.arming import Arming, Node, Placed
+from insitu.engine.beside import Beside, Watcher
 from insitu.engine.modes import current, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order
 from insitu.engine.switch import (
@@ -50,51 +51,6 @@ _functions = torch._C._len_torch_function_stack
 _dispatches = torch._C._len_torch_dispatch_stack
 
 
-class Watcher(Protocol):
-    """Who wants to know what a block does, for the run card."""
-
-    def arrived(self, node: Node, kind: int, value: Any, line: int, step: int) -> None:
-        """The block is about to be given the value of a site."""
-
-    def skipped(self, node: Node, value: Any, line: int, step: int) -> None:
-        """A module's call has been replaced by a value."""
-
-    def leaving(self, value: Any) -> None:
-        """The block goes on to another site and leaves this value behind."""
-
-
-class Beside(Protocol):
-    """Captured bodies that take their turns before the block in place."""
-
-    outputs: Mapping[Any, Any]
-    inputs: Mapping[Any, Any]
-    skips: Mapping[Any, Any]
-
-    def at_output(self, key: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        """A module has returned."""
-
-    def at_input(self, key: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """A module is called."""
-
-    def skips_all_rows(self, key: Any) -> bool:
-        """Whether a module's next call need not be computed at all."""
-
-    def skipped(self, key: Any, output: Any) -> Any:
-        """What a module returns when rows of its call are skipped."""
-
-    def new_step(self) -> None:
-        """The model begins another step."""
-
-    def end_steps(self) -> None:
-        """No step follows."""
-
-    def end(self) -> None:
-        """The traced call has returned."""
-
-    def close(self) -> None:
-        """The pass is over."""
-
-
 class Pass(Arming):
     """A forward pass that stops wherever its block asks it to."""
 
@@ -108,6 +64,32 @@ class Pass(Arming):
         "want_output", "want_step", "watch", "whole", "worker",
     )  # fmt: skip
 
+    armed_around: nn.Module | None
+    hooked: set[nn.Module] | None
+    prepare: Callable[["Pass"], None] | None
+    lanes: Beside | None
+    taps: dict[Any, list[Callable[..., None]]] | None
+    taps_before: dict[Any, list[Callable[..., None]]] | None
+    told: dict[Any, met.Called] | None
+    ends: list[Callable[[bool], None]] | None
+    entered: tuple[CodeType, int] | None
+    error: BaseException | None
+    failure: BaseException | None
+    worker: Greenlet | None
+    block: Greenlet | None
+    outer: Any
+    watch: Watcher | None
+    observation: Observation | None
+    at_output: nn.Module | None
+    at_input: nn.Module | None
+    want_output: nn.Module | None
+    want_input: nn.Module | None
+    want_step: int | None
+    value: Any
+    args: Any
+    kwargs: Any
+    result: Any
+
     def __init__(self, root: Any, call: Any, kind: str, stepping: bool) -> None:
         order: Order | None = root._orders.get(kind)
         self.order = order
@@ -118,47 +100,27 @@ class Pass(Arming):
         self.outputs: set[nn.Module] = set()
         self.inputs: set[nn.Module] = set()
         self.placed: list[Placed] = []
-        self.sites: dict[Any, Any] | None = None
-        self.hooked: set[nn.Module] | None = None
         self.hook_key = 0
         self.both = order is None
-        self.armed_around: nn.Module | None = None
         self.root = root
         self.whole: nn.Module = root._module
         self.call = call
-        self.prepare: Callable[[Pass], None] | None = None
-        self.lanes: Beside | None = None
-        self.taps: dict[Any, list[Callable[..., None]]] | None = None
-        self.taps_before: dict[Any, list[Callable[..., None]]] | None = None
-        self.ends: list[Callable[[bool], None]] | None = None
-        self.failure: BaseException | None = None
-        self.entered: tuple[CodeType, int] | None = None
         self.kind = kind
         self.stepping = stepping
         self.thread = get_ident()
         self.base_modes = self.model_modes = self.block_modes = current()
-        self.worker: Greenlet | None = None
-        self.block: Greenlet | None = None
-        self.outer: Pass | None = None
-        self.watch: Watcher | None = None
-        self.observation: Observation | None = None
-        self.at_output: nn.Module | None = None
-        self.at_input: nn.Module | None = None
-        self.want_output: nn.Module | None = None
-        self.want_input: nn.Module | None = None
-        self.want_step: int | None = None
         self.trail: list[misses.Read] = []
         self.skips: dict[nn.Module, tuple[misses.Read, Any]] = {}
         self.here = self.step = -1
         self.calls_over = 0
         self.want_any = self.started = self.direct = self.ended = self.closed = self.cleared = False
         self.overrun = self.steps_over = self.unbound = False
-        self.value: Any = None
-        self.args: Any = None
-        self.kwargs: Any = None
-        self.error: BaseException | None = None
-        self.result: Any = None
-        self.told: dict[Any, met.Called] | None = None
+        self.armed_around = self.hooked = self.sites = self.prepare = self.lanes = None
+        self.taps = self.taps_before = self.told = self.ends = self.entered = None
+        self.error = self.failure = self.worker = self.block = self.outer = self.watch = None
+        self.observation = self.at_output = self.at_input = self.want_output = None
+        self.want_input = self.want_step = self.value = self.args = self.kwargs = None
+        self.result = None
 
     # The block's side ------------------------------------------------------------------------
 

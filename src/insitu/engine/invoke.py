@@ -18,7 +18,8 @@ from typing import Any, Literal, Protocol
 from insitu.engine.batch import Call, Rows
 from insitu.engine.capture.bodies import Body, Names, Skip, find_body
 from insitu.engine.interleave import Pass
-from insitu.engine.lanes import Lane, Lanes
+from insitu.engine.lane import Lane
+from insitu.engine.lanes import Lanes
 from insitu.engine.running import active
 from insitu.errors import InputError, TraceError, UsageError
 

@@ -54,7 +54,9 @@ def site(node: Node, kind: int) -> str:
 def missed(run: Explained, node: Node, kind: int, overrun: bool) -> TraceError:
     """The pass went by, or ended, without coming to a site that was waited for."""
     if not isinstance(node._module, nn.Module):
-        return cast(TraceError, node._module._missed(run, kind, overrun))  # an operation's own words
+        return cast(
+            TraceError, node._module._missed(run, kind, overrun)
+        )  # an operation's own words
     order = run.order or (run.observation.order if run.observation else None)
     calls = order.calls(node._module) if order is not None else None
     if is_attached(node) and node._module not in run.root._beside:

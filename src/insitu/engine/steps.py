@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from insitu.engine import misses
+from insitu.engine.calls import by_calls
 from insitu.engine.capture.bodies import Names, Skip, find_body, find_rest
 from insitu.engine.interleave import Pass
 from insitu.engine.capture.usage import returns_to
@@ -44,7 +45,7 @@ class Walk:
     def __iter__(self) -> Iterator[int]:
         run = self._run
         if not run.stepping:
-            yield from _by_module(run, self._numbers)
+            yield from by_calls(run, self._numbers)
             return
         for number in self._numbers:
             if not run.advance(number):
@@ -130,24 +131,6 @@ def stream(run: Any) -> Iterator[Any]:
         yield streamer.output
 
 
-def _by_module(run: Any, numbers: Iterable[int]) -> Iterator[int]:
-    """Steps of a model that is called once: further calls of the module the loop reads first."""
-    leader, before = None, 0
-    for number in numbers:
-        if leader is None:
-            if number:
-                run.pass_over(number)
-        elif not run.to_call(leader, number - before):
-            return
-        asked = len(run.trail)
-        yield number
-        before = number
-        if leader is None:
-            if len(run.trail) == asked:
-                raise _nothing_read(number)
-            leader = run.trail[asked][0]
-
-
 def next_call(node: Any, run: Any) -> Any:
     """Go to a module's next call, in a generation to the next step, and give the module.
 
@@ -174,14 +157,6 @@ def advance(run: Any) -> int:
     if not run.advance(step):
         raise misses.no_such_step(run, step)
     return step
-
-
-def _nothing_read(step: int) -> StepError:
-    return StepError(
-        f"a loop over steps has read nothing in step {step}.",
-        "this model is called once, so its steps are counted by the module the loop reads first.",
-        "read a module in every step, or use generate(), where a step is a token.",
-    )
 
 
 def _not_a_step(which: Any) -> StepError:

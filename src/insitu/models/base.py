@@ -190,19 +190,19 @@ class NNsight(WrappedModule):
     def scan(self, *args: Any, **kwargs: Any) -> Scan:
         """Trace on fake tensors: shapes without running, for a model of any size.
 
-            with model.scan(x):
-                width = model.layer1.output.shape[-1]
+        with model.scan(x):
+            width = model.layer1.output.shape[-1]
         """
         return Scan(self.trace(*args, **kwargs))
 
     def session(self) -> Session:
         """Group traces that belong together: one request, where they run on a server.
 
-            with model.session():
-                with model.trace(clean):
-                    h = model.layer1.output
-                with model.trace(corrupted):
-                    model.layer1.output[:] = h
+        with model.session():
+            with model.trace(clean):
+                h = model.layer1.output
+            with model.trace(corrupted):
+                model.layer1.output[:] = h
         """
         return Session()
 

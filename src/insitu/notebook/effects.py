@@ -195,9 +195,7 @@ def _left_over(replayed: torch.Tensor, after: torch.Tensor, writes: int) -> tupl
     if not rest >= _NOISE:  # NaN is told elsewhere
         return ()
     seen = "The writes seen explain" if writes else "No write was seen, which explains"
-    return (
-        f"{seen} all but {rest:.2f} of the change: something other than a site was changed.",
-    )
+    return (f"{seen} all but {rest:.2f} of the change: something other than a site was changed.",)
 
 
 def _change(before: torch.Tensor, after: torch.Tensor, decode: Callable[[int], str]) -> Change:

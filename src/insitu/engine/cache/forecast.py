@@ -25,6 +25,7 @@ from insitu.engine.fakes import fake_tensors
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError
 
+
 @dataclass(frozen=True)
 class Forecast:
     """The bytes a cache will take, in all and for each module."""

@@ -168,7 +168,9 @@ def _run_as_written(arming: Any, owner: Any) -> None:
         if is_call_compiled:
             arming.place(_Slot(module.__dict__, _COMPILED_CALL), lambda: None)
         if is_forward_compiled and node is not owner:
-            arming.place(module.__dict__, lambda module=module: _as_written(arming, module, module.forward))
+            arming.place(
+                module.__dict__, lambda module=module: _as_written(arming, module, module.forward)
+            )
         node = node._parent
 
 

@@ -157,7 +157,9 @@ class _Replacement:
         before = [at.func, *at.args]
         parts = [self._part(part) for part in before]
         keywords = {name: self._part(part) for name, part in at.keywords.items()}
-        kept = all(map(_is, parts, before)) and all(map(_is, keywords.values(), at.keywords.values()))
+        kept = all(map(_is, parts, before)) and all(
+            map(_is, keywords.values(), at.keywords.values())
+        )
         if kept:
             return at
         made = functools.partial(*parts, **keywords)

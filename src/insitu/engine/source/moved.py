@@ -125,8 +125,10 @@ def _moved(
         number = plan.by_name[other].line
         return f"line {number}: {plan.definition.line(number).strip()}"
 
-    stands = f"the name now stands for another one ({told(name)})" if name in plan.by_name else (
-        "nothing has that name now"
+    stands = (
+        f"the name now stands for another one ({told(name)})"
+        if name in plan.by_name
+        else ("nothing has that name now")
     )
     if len(fate) == 1:
         return UnknownOperationError(

@@ -326,5 +326,7 @@ def _no_such_site(operation: Operation, name: str) -> UnknownOperationError:
     return UnknownOperationError(
         f"{operation._path} has nothing called {name!r}.",
         "an operation has output, input, inputs, skip, next and source.",
-        f"did you mean {operation._path}.{close[0]}?" if close else f"read {operation._path}.output.",
+        f"did you mean {operation._path}.{close[0]}?"
+        if close
+        else f"read {operation._path}.output.",
     )

@@ -152,9 +152,7 @@ def _comparison(node: ast.Compare, scope: Scope, depth: int) -> Any:
     compare = _COMPARISONS.get(type(node.ops[0])) if len(node.ops) == 1 else None
     if compare is None:
         raise UnknownError(f"`{ast.unparse(node)}` is computed in the forward")
-    return compare(
-        value_of(node.left, scope, depth), value_of(node.comparators[0], scope, depth)
-    )
+    return compare(value_of(node.left, scope, depth), value_of(node.comparators[0], scope, depth))
 
 
 def _constant(node: ast.Constant, scope: Scope, depth: int) -> Any:
@@ -174,7 +172,9 @@ _READERS: dict[type[ast.expr], Callable[[Any, Scope, int], Any]] = {
 }
 
 
-def arguments_known(call: ast.Call, callee: FunctionType, bound: Any, scope: Scope) -> dict[str, Any]:
+def arguments_known(
+    call: ast.Call, callee: FunctionType, bound: Any, scope: Scope
+) -> dict[str, Any]:
     """Which parameters of a callee are known from how it is called."""
     names = callee.__code__.co_varnames[: callee.__code__.co_argcount]
     known = {} if bound is None or not names else {names[0]: bound}

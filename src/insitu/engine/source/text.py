@@ -25,7 +25,9 @@ Tree = ast.FunctionDef | ast.AsyncFunctionDef
 _FUTURE_FLAGS = 0x1FE0000
 """Those of `from __future__` imports, which change what the same text compiles to."""
 _REWRITTEN_BY_PYTEST = "@pytest_ar"
-_NOTHING = {dis.opmap[name] for name in ("CACHE", "NOP", "PUSH_NULL", "PRECALL") if name in dis.opmap}
+_NOTHING = {
+    dis.opmap[name] for name in ("CACHE", "NOP", "PUSH_NULL", "PRECALL") if name in dis.opmap
+}
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _METHOD, _ATTRIBUTE = dis.opmap.get("LOAD_METHOD"), dis.opmap["LOAD_ATTR"]
 _HALVED = {dis.opmap["LOAD_GLOBAL"], *([_ATTRIBUTE] if sys.version_info >= (3, 12) else [])}
@@ -106,7 +108,9 @@ def compiled(
     for node in (body[0], outer, factory, *parameters):
         ast.copy_location(node, tree)
     future = code.co_flags & _FUTURE_FLAGS
-    module = ast.fix_missing_locations(ast.Module(body, [])) if plain_super else ast.Module(body, [])
+    module = (
+        ast.fix_missing_locations(ast.Module(body, [])) if plain_super else ast.Module(body, [])
+    )
     found = compile(module, code.co_filename, "exec", future, dont_inherit=True)
     for _ in range(2 if around is None else 3):
         found = next(const for const in found.co_consts if isinstance(const, CodeType))
