@@ -13,8 +13,8 @@ import importlib
 import sys
 from typing import Any
 
-from insitu.engine.cache.activations import ActivationCache, load_cache
 from insitu.engine.backward_call import backward
+from insitu.engine.cache.activations import ActivationCache, load_cache
 from insitu.engine.held import Run
 from insitu.engine.save import save
 from insitu.engine.trace import Tracer

@@ -22,7 +22,8 @@ def test_rows_follow_each_other():
 def test_tensors_at_the_same_place_are_joined():
     a, b, mask = torch.rand(1, 5), torch.rand(2, 5), torch.ones(1, 1)
     joined = join([((a,), {"scale": 2}), ((b,), {"scale": 2})])
-    assert torch.equal(joined.args[0], torch.cat([a, b])) and joined.kwargs == {"scale": 2}
+    assert torch.equal(joined.args[0], torch.cat([a, b]))
+    assert joined.kwargs == {"scale": 2}
     assert joined.rows == (Rows(0, 1, 3), Rows(1, 2, 3))
     joined = join([((), {"x": {"ids": a}, "m": mask}), ((), {"x": {"ids": a * 2}, "m": mask})])
     assert torch.equal(joined.kwargs["x"]["ids"], torch.cat([a, a * 2]))
@@ -32,7 +33,8 @@ def test_tensors_at_the_same_place_are_joined():
 def test_what_has_no_rows_must_be_equal():
     a, table = torch.rand(2, 5), torch.rand(7, 7)
     joined = join([((a, table, 0.5), {}), ((a, table, 0.5), {})])
-    assert joined.args[1] is table and joined.args[2] == 0.5
+    assert joined.args[1] is table
+    assert joined.args[2] == 0.5
     with pytest.raises(InputError, match="invoke 2 does not fit.*differ"):
         join([((a, 0.5), {}), ((a, 0.7), {})])
 
@@ -85,7 +87,8 @@ def test_taking_and_putting_back_rows_of_nested_values(shape):
         assert torch.equal(mine, full[1:3])
     changed = put(value, shape(torch.full((2, 3), -1.0)), rows, anything)
     for (_, new), (_, full) in zip(tensors(changed), tensors(value), strict=True):
-        assert torch.equal(new[0], full[0]) and torch.equal(new[3], full[3])
+        assert torch.equal(new[0], full[0])
+        assert torch.equal(new[3], full[3])
         assert (new[1:3] <= 0).all()
     assert torch.equal(whole, torch.arange(12.0).reshape(4, 3))
 
@@ -99,16 +102,19 @@ def test_editing_taken_rows_in_place_edits_the_value():
 def test_what_does_not_hold_the_batch_is_left_whole():
     table, whole, rows = torch.rand(4, 2), torch.rand(4, 3), Rows(0, 1, 4)
     part = take((table, whole), rows, lambda path, tensor: path == (1,))
-    assert part[0] is table and part[1].shape == (1, 3)
+    assert part[0] is table
+    assert part[1].shape == (1, 3)
     changed = put((table, whole), (table * 2, whole[:1] * 2), rows, lambda p, t: p == (1,))
-    assert torch.equal(changed[0], table * 2) and torch.equal(changed[1][1:], whole[1:])
+    assert torch.equal(changed[0], table * 2)
+    assert torch.equal(changed[1][1:], whole[1:])
 
 
 def test_putting_rows_back_keeps_gradients():
     whole = torch.ones(3, 2, requires_grad=True)
     part = torch.ones(1, 2, requires_grad=True)
     put(whole * 1, part * 2, Rows(1, 1, 3), anything).sum().backward()
-    assert whole.grad.tolist() == [[1, 1], [0, 0], [1, 1]] and part.grad.tolist() == [[2, 2]]
+    assert whole.grad.tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert part.grad.tolist() == [[2, 2]]
 
 
 def test_values_are_stacked_row_below_row():

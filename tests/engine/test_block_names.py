@@ -85,6 +85,18 @@ def test_a_comprehension_names_what_it_walks_over():
     assert [t is m for t, m in zip(look.tensors, many, strict=True)] == [True, True]
 
 
+def test_a_function_made_in_the_block_names_for_it():
+    a, b = torch.ones(1), torch.ones(1)
+    with Looks() as look:
+        work = lambda: [(lambda: a.sum())() for _ in range(2)]  # noqa: E731
+    work()
+    b.sum()
+    assert [t is a for t in look.tensors] == [True]
+    space = {"Looks": Looks, "t": torch.ones(1)}
+    exec("with Looks() as look:\n    def work(): return t.grad", space)
+    assert [t is space["t"] for t in space["look"].tensors] == [True]
+
+
 def test_globals_closures_and_module_level_code_count():
     shared = torch.ones(1)
 

@@ -19,7 +19,8 @@ def test_an_edit_makes_a_second_wrapper_and_leaves_the_first(net, x):
         plain = model.output
     with edited.trace(x):
         changed = edited.output
-    assert torch.equal(plain, net(x)) and torch.allclose(changed, zero_first(net, x))
+    assert torch.equal(plain, net(x))
+    assert torch.allclose(changed, zero_first(net, x))
 
 
 def test_an_edit_in_place_lasts_until_it_is_cleared(net, x):
@@ -31,14 +32,16 @@ def test_an_edit_in_place_lasts_until_it_is_cleared(net, x):
     model.clear_edits()
     with model.trace(x):
         plain = model.output
-    assert torch.allclose(changed, zero_first(net, x)) and torch.equal(plain, net(x))
+    assert torch.allclose(changed, zero_first(net, x))
+    assert torch.equal(plain, net(x))
 
 
 def test_plain_calls_of_the_edited_wrapper_are_edited(net, x):
     model = NNsight(net)
     with model.edit() as edited:
         model.layer1.output[:] = 0
-    assert torch.allclose(edited(x), zero_first(net, x)) and torch.equal(model(x), net(x))
+    assert torch.allclose(edited(x), zero_first(net, x))
+    assert torch.equal(model(x), net(x))
 
 
 def test_edits_stack_in_the_order_they_were_made(net, x):
@@ -51,7 +54,8 @@ def test_edits_stack_in_the_order_they_were_made(net, x):
         h = twice.layer1.output.clone()
     with once.trace(x):
         g = once.layer1.output.clone()
-    assert (h == 3).all() and (g == 1).all()
+    assert (h == 3).all()
+    assert (g == 1).all()
 
 
 def test_a_block_sees_what_the_edits_left_and_has_the_last_word(net, x):
@@ -62,7 +66,8 @@ def test_a_block_sees_what_the_edits_left_and_has_the_last_word(net, x):
         edited.layer1.output[:] += 1
         h = edited.layer1.output.clone()
         out = edited.output
-    assert (h == 2).all() and torch.allclose(out, net.layer2(torch.full((1, 10), 2.0)))
+    assert (h == 2).all()
+    assert torch.allclose(out, net.layer2(torch.full((1, 10), 2.0)))
 
 
 def test_the_names_of_the_first_wrapper_work_in_a_trace_of_the_second(net, x):
@@ -79,7 +84,8 @@ def test_an_edit_keeps_the_values_it_was_written_with(net, x):
     with model.edit() as edited:
         model.layer1.output[:] *= scale
     scale = 5.0
-    assert scale and torch.allclose(edited(x), zero_first(net, x))
+    assert scale
+    assert torch.allclose(edited(x), zero_first(net, x))
 
 
 def test_an_edit_outlives_the_function_that_made_it(net, x):
@@ -106,7 +112,8 @@ def test_an_edit_sees_all_rows_before_the_invokes_see_theirs(net, x):
         with tracer.invoke(torch.cat([x, x])):
             edited.layer1.output[:, 0] += 1
             b = edited.layer1.output
-    assert a[:, 0].tolist() == [7] and b[:, 0].tolist() == [8, 8]
+    assert a[:, 0].tolist() == [7]
+    assert b[:, 0].tolist() == [8, 8]
 
 
 def test_an_edit_with_a_skip(net, x):
@@ -123,7 +130,8 @@ def test_an_edit_runs_in_every_step_of_a_generation(llm):
         ids = edited.generator.output
     with llm.generate("Once upon", max_new_tokens=4):
         plain = llm.generator.output
-    assert ids[0, -4:].tolist() == [7] * 4 and plain[0, -4:].tolist() != [7] * 4
+    assert ids[0, -4:].tolist() == [7] * 4
+    assert plain[0, -4:].tolist() != [7] * 4
 
 
 def test_an_edit_works_in_a_pass_held_open(net, x):
@@ -132,7 +140,8 @@ def test_an_edit_works_in_a_pass_held_open(net, x):
         model.layer1.output[:] = 0
     run = edited.open(x)
     h = edited.layer1.output
-    assert not h.any() and torch.allclose(run.finish(), zero_first(net, x))
+    assert not h.any()
+    assert torch.allclose(run.finish(), zero_first(net, x))
 
 
 def test_an_edit_that_finds_nothing_to_change_warns(net, x):

@@ -6,9 +6,9 @@ from torch import nn
 
 import insitu
 from insitu import NNsight
-from insitu.engine.cache.record import Plan
 from insitu.engine.cache.forecast import forecast, may_be_forecast
 from insitu.engine.cache.globs import chosen
+from insitu.engine.cache.record import Plan
 
 
 def of(net, *args, modules=None, plan=None):

@@ -2,6 +2,11 @@
 
 import asyncio
 import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import weakref
 from dataclasses import dataclass
@@ -1001,3 +1006,142 @@ def test_a_block_hooks_the_tensors_it_names_and_no_others(net, x):
         seen = look()
     assert seen == [0, 1, 0]
     assert hooks_on(hidden, active, out) == []
+
+
+# Stress -----------------------------------------------------------------------------------------
+
+STRESS = """
+    import random
+    import torch
+    from torch import nn
+    import insitu
+
+    runs, seed = {runs}, {seed}
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+    def fail(depth):
+        if depth:
+            return fail(depth - 1)
+        return torch.ones(2, 3) @ torch.ones(2, 3)   # a real c10::Error
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a, depth):
+            ctx.depth = depth
+            return a * 1
+        @staticmethod
+        def backward(ctx, g):
+            fail(ctx.depth)
+
+    layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(8))
+
+    def graph(wrong):
+        h, hs = torch.rand(4, 8), []
+        for number, layer in enumerate(layers):
+            h = layer(h).tanh()
+            if wrong == number:
+                h = Fails.apply(h, random.randrange(40))
+            hs.append(h)
+        return hs, h.sum()
+
+    def deep(depth, action):
+        return deep(depth - 1, action) if depth else action()
+
+    def once(caught):
+        wrong = random.randrange(8) if random.random() < 0.4 else None
+        hs, loss = graph(wrong)
+        if random.random() < 0.3:
+            hs[random.randrange(8)].register_hook(lambda g: fail(random.randrange(60)))
+        order = list(reversed(range(8)))
+        if random.random() < 0.3:
+            random.shuffle(order)
+        try:
+            with insitu.backward(loss):
+                for i in order:
+                    g = deep(random.randrange(60), lambda: hs[i].grad)
+                    if random.random() < 0.3 and i == order[0]:
+                        g.mul_(2)
+                    if random.random() < 0.1:
+                        try:
+                            fail(random.randrange(60))
+                        except RuntimeError:
+                            caught += 1
+                    if random.random() < 0.05:
+                        caught += once(0)          # one inside the other
+                    if random.random() < 0.05:
+                        fail(random.randrange(60))
+        except RuntimeError as error:
+            assert "shapes cannot be multiplied" in str(error), error
+            caught += 1
+        return caught
+
+    caught = sum(once(0) for _ in range(runs))
+    assert torch._C._current_graph_task_id() == -1 and torch.is_grad_enabled()
+    hs, loss = graph(None)
+    expected = torch.autograd.grad(loss, hs, retain_graph=True)
+    with insitu.backward(loss):
+        got = [h.grad for h in hs]
+    assert all(map(torch.equal, got, expected))
+    print("caught", caught)
+"""
+
+
+def run_python(code, timeout_s=120):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=timeout_s, env=environment, check=False,
+    )  # fmt: skip
+
+
+def test_c_plus_plus_errors_in_backwards_do_not_kill_the_process():
+    done = run_python(STRESS.format(runs=40, seed=0))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("caught ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_stress_of_200_backwards(seed):
+    done = run_python(STRESS.format(runs=200, seed=seed), timeout_s=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+ALARMS = """
+    import signal, torch, insitu
+
+    def strike(*_):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGALRM, strike)
+    layers = [torch.nn.Linear(3, 3) for _ in range(6)]
+    struck = 0
+    for i in range(400):
+        h, hs = torch.ones(1, 3), []
+        for layer in layers:
+            h = layer(h)
+            hs.append(h)
+        loss = h.sum()
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.00002 + (i % 200) * 0.000002)
+            with insitu.backward(loss):
+                for h in reversed(hs):
+                    h.grad = h.grad * 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            struck += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        assert torch.is_grad_enabled(), i
+        assert torch._C._len_torch_function_stack() == 0, i
+        assert torch._C._current_graph_task_id() == -1, i
+        assert torch._C._is_multithreading_enabled(), i
+        assert not any(h._backward_hooks for h in hs), i
+    print("struck", struck > 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+def test_alarms_at_any_moment_leave_nothing_behind():
+    done = run_python(ALARMS)
+    assert done.stdout == "struck True\n", done.stderr[-2000:]

@@ -27,7 +27,8 @@ def test_invokes_share_one_pass_and_see_their_rows(net, rows):
                 b = model.layer1.output
                 out = model.output
     assert calls["layer1"] == 1
-    assert torch.allclose(a, net.layer1(rows[0])) and torch.allclose(b, net.layer1(rows[1]))
+    assert torch.allclose(a, net.layer1(rows[0]))
+    assert torch.allclose(b, net.layer1(rows[1]))
     assert torch.allclose(out, net(rows[1]))
 
 
@@ -41,7 +42,8 @@ def test_a_promptless_invoke_sees_every_row(net, rows):
         with tracer.invoke():
             model.layer1.output[:, 0] = 0
             every = model.layer1.output
-    assert every.shape == (3, 10) and not every[:, 0].any()
+    assert every.shape == (3, 10)
+    assert not every[:, 0].any()
     assert torch.allclose(every[:, 1:], net.layer1(torch.cat(rows[:2]))[:, 1:])
 
 
@@ -71,7 +73,8 @@ def test_inputs_are_read_and_written_by_rows(net, rows):
             given = model.layer2.inputs
             out = model.output
     assert torch.allclose(mine, net.layer1(rows[0]))
-    assert given[0][0].shape == (2, 10) and torch.allclose(out, net.layer2(torch.zeros(2, 10)))
+    assert given[0][0].shape == (2, 10)
+    assert torch.allclose(out, net.layer2(torch.zeros(2, 10)))
 
 
 def test_the_input_is_readable_at_the_output_in_rows(net, rows):
@@ -83,7 +86,8 @@ def test_the_input_is_readable_at_the_output_in_rows(net, rows):
         with tracer.invoke(rows[1]):
             model.layer2.output
             y = model.layer2.input
-    assert torch.allclose(x, net.layer1(rows[0])) and torch.allclose(y, net.layer1(rows[1]))
+    assert torch.allclose(x, net.layer1(rows[0]))
+    assert torch.allclose(y, net.layer1(rows[1]))
 
 
 def test_a_write_that_does_not_fit_the_rows_is_refused(net, rows):
@@ -119,7 +123,8 @@ def test_a_stale_value_of_that_name_is_not_taken(net, rows):
         with tracer.invoke(rows[2]):
             model.layer1.output = h
             out = model.output
-    assert torch.allclose(out, net(rows[0])) and torch.allclose(h, net.layer1(rows[0]))
+    assert torch.allclose(out, net(rows[0]))
+    assert torch.allclose(h, net.layer1(rows[0]))
 
 
 def test_each_invoke_keeps_its_own_value_of_a_name(net, rows):
@@ -133,9 +138,8 @@ def test_each_invoke_keeps_its_own_value_of_a_name(net, rows):
             h = model.layer1.output
             model.layer2.output
             second = h
-    assert torch.allclose(first, net.layer1(rows[0])) and torch.allclose(
-        second, net.layer1(rows[2])
-    )
+    assert torch.allclose(first, net.layer1(rows[0]))
+    assert torch.allclose(second, net.layer1(rows[2]))
     assert h is second
 
 
@@ -222,7 +226,8 @@ def test_an_invoke_within_an_invoke_joins_the_batch(net, rows):
             with tracer.invoke(rows[1]):
                 inner = model.output
             outer = model.output
-    assert torch.allclose(outer, net(rows[0])) and torch.allclose(inner, net(rows[1]))
+    assert torch.allclose(outer, net(rows[0]))
+    assert torch.allclose(inner, net(rows[1]))
 
 
 def test_an_invoke_in_a_function_uses_the_functions_names(net, rows):
@@ -292,7 +297,9 @@ def test_what_stands_in_a_joined_trace_itself_sees_all_rows(net, rows):
             model.layer1.output[:] = 0
         h = model.layer1.output
         result = tracer.result
-    assert h.shape == (3, 10) and not h[1:].any() and torch.equal(a, h[:1])
+    assert h.shape == (3, 10)
+    assert not h[1:].any()
+    assert torch.equal(a, h[:1])
     assert torch.allclose(result, net.layer2(h))
 
 
@@ -303,7 +310,8 @@ def test_the_result_is_each_invokes_own(net, rows):
             a = tracer.result
         with tracer.invoke(rows[1]):
             b = tracer.result().save()
-    assert torch.allclose(a, net(rows[0])) and torch.allclose(b, net(rows[1]))
+    assert torch.allclose(a, net(rows[0]))
+    assert torch.allclose(b, net(rows[1]))
 
 
 # Skips and stops ----------------------------------------------------------------------------------
@@ -319,7 +327,8 @@ def test_rows_of_a_module_can_be_skipped(net, rows):
             with tracer.invoke(rows[1]):
                 b = model.output
     assert calls["layer1"] == 1  # the other rows need it
-    assert torch.allclose(a, net.layer2(torch.zeros(1, 10))) and torch.allclose(b, net(rows[1]))
+    assert torch.allclose(a, net.layer2(torch.zeros(1, 10)))
+    assert torch.allclose(b, net(rows[1]))
 
 
 def test_a_module_that_all_rows_skip_does_not_run(net, rows):
@@ -340,7 +349,9 @@ def test_a_module_that_all_rows_skip_does_not_run(net, rows):
     finally:
         handle.remove()
         del net.layer1.forward
-    assert not ran and every[:, 0].tolist() == [0, 1, 1, 2] and h[0, 0] == 2
+    assert not ran
+    assert every[:, 0].tolist() == [0, 1, 1, 2]
+    assert h[0, 0] == 2
 
 
 def test_a_skip_that_is_never_used_is_an_error(net, rows):
@@ -363,7 +374,8 @@ def test_stopping_in_an_invoke_stops_the_pass(net, rows):
                 tracer.stop()
             with tracer.invoke(rows[1]):
                 pass
-    assert torch.allclose(h, net.layer1(rows[0])) and calls["layer2"] == 0
+    assert torch.allclose(h, net.layer1(rows[0]))
+    assert calls["layer2"] == 0
 
 
 # Rows that look like something else ---------------------------------------------------------------
@@ -409,8 +421,10 @@ def test_another_dimension_that_equals_the_batch_is_not_sliced(first):
             g, same = model.part.output
             model.part.output[0][:] = 0
             out = model.output
-    assert h.shape == (1, 3) and g.shape == (3, 3)
-    assert torch.equal(table, net.part.table * 2) and torch.equal(same, net.part.table * 2)
+    assert h.shape == (1, 3)
+    assert g.shape == (3, 3)
+    assert torch.equal(table, net.part.table * 2)
+    assert torch.equal(same, net.part.table * 2)
     assert torch.allclose(out, (net.part.table * 2).sum().expand(3, 3))
 
 
@@ -445,7 +459,8 @@ def test_an_error_in_the_second_invoke_is_the_users_own(net, rows):
                 model.layer1.output
                 1 / 0
     last = error.traceback[-1]
-    assert last.path.name == "test_invoke.py" and "1 / 0" in str(last.statement)
+    assert last.path.name == "test_invoke.py"
+    assert "1 / 0" in str(last.statement)
     ours = [entry for entry in error.traceback if "insitu/engine" in str(entry.path)]
     assert [entry.name for entry in ours] == ["__exit__"]
     with model.trace(rows[0]):
@@ -582,7 +597,8 @@ def test_invokes_in_generation_step_by_step(llm):
             for step in tracer.iter[:]:
                 if step != 1:
                     b.append(int(llm.lm_head.output[0, -1].argmax()))
-    assert a == want[0].tolist() and b == [want[1][0], want[1][2]]
+    assert a == want[0].tolist()
+    assert b == [want[1][0], want[1][2]]
     assert ids[0, -3:].tolist() == a
 
 
@@ -595,7 +611,9 @@ def test_an_edit_of_one_invoke_in_one_step(llm):
             plain = llm.generator.output
         with tracer.invoke():
             every = llm.generator.output
-    assert every[0, -2] == 7 and every[1, -2] != 7 and torch.equal(plain, every[1:])
+    assert every[0, -2] == 7
+    assert every[1, -2] != 7
+    assert torch.equal(plain, every[1:])
 
 
 def test_a_step_missed_in_an_invoke_is_told(llm):

@@ -16,7 +16,9 @@ def test_a_scan_gives_shapes_and_computes_nothing(net, x):
         width = h.shape[-1]
         out = model.output
     handle.remove()
-    assert width == 10 and tuple(out.shape) == (1, 2) and kinds == [FakeTensor]
+    assert width == 10
+    assert tuple(out.shape) == (1, 2)
+    assert kinds == [FakeTensor]
 
 
 def test_a_scan_reads_edits_and_checks_like_a_trace(net, x):
@@ -57,7 +59,8 @@ def test_a_language_model_is_scanned_by_its_prompt(llm):
         hidden = llm.transformer.h[0].output
         shape = (hidden[0] if isinstance(hidden, tuple) else hidden).shape
         logits = llm.lm_head.output.shape
-    assert shape[-1] == 32 and logits[-1] == llm._module.config.vocab_size
+    assert shape[-1] == 32
+    assert logits[-1] == llm._module.config.vocab_size
 
 
 def test_what_needs_values_says_so(x):
@@ -79,4 +82,5 @@ def test_a_trace_after_a_scan_is_real(net, x):
         pass
     with model.trace(x):
         out = model.output
-    assert torch.equal(out, net(x)) and type(out) is torch.Tensor
+    assert torch.equal(out, net(x))
+    assert type(out) is torch.Tensor

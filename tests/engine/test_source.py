@@ -10,7 +10,12 @@ from torch import nn
 
 import insitu
 from insitu import (
-    NeverRanError, NNsight, NoTraceError, OutOfOrderError, SourceError, UnknownOperationError,
+    NeverRanError,
+    NNsight,
+    NoTraceError,
+    OutOfOrderError,
+    SourceError,
+    UnknownOperationError,
     WriteError,
 )  # fmt: skip
 from insitu.engine.source.kept import code_of
@@ -424,7 +429,7 @@ def test_a_skip_that_comes_too_late_is_said(model, x):
 
 def test_an_unknown_name_says_what_is_near(model, x):
     with pytest.raises(
-        UnknownOperationError, match="one.source has no operation 'torch_rel_0'"
+        UnknownOperationError, match=r"one\.source has no operation 'torch_rel_0'"
     ) as e:
         model.one.source.torch_rel_0
     assert e.value.next == "did you mean one.source.torch_relu_0?"
@@ -432,7 +437,7 @@ def test_an_unknown_name_says_what_is_near(model, x):
 
 
 def test_outside_a_trace_an_operation_has_no_value(model):
-    with pytest.raises(NoTraceError, match="one.source.torch_relu_0 was asked for a value"):
+    with pytest.raises(NoTraceError, match=r"one\.source\.torch_relu_0 was asked for a value"):
         model.one.source.torch_relu_0.output
 
 

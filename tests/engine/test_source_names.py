@@ -32,12 +32,12 @@ class Forward:
         return f(f(x), f(x))  # noqa: F821
 
     def assignments(self, x, y: int = 3):
-        a = b = x
-        c, (d, *e) = x
+        a = b = x  # noqa: F841
+        c, (d, *e) = x  # noqa: RUF059
         self.kept = x + 1
         x[:, 0] = y
         f: int = 3
-        g: int
+        g: int  # noqa: F842
         a += y
         self.count += f(x)
         x[self.pick()] += 1
@@ -59,7 +59,7 @@ class Forward:
         def inner():
             return len(x)
 
-        return both, later, inner, f"{repr(x)}"
+        return both, later, inner, f"{x!r}"
 
     def comprehensions(self, xs):
         a = [self.act(x) for x in self.all(xs) if self.ok(x)]
@@ -148,16 +148,10 @@ class Small(nn.Module):
     def forward(self, x):
         """Say
 
-            text that begins at the margin:
-        like this."""
-        h = self.act(x).neg() * (2)
+            text that begins
+        at another margin."""
+        h = self.act(x).neg() * 2
         return h  # the end
-        # fmt: skip
-
-
-class Large(nn.Module):
-    def forward(self, x):
-        return self.act(x)
 
 
 def test_the_listing_shows_the_text_with_names_and_the_files_line_numbers():
@@ -166,33 +160,48 @@ def test_the_listing_shows_the_text_with_names_and_the_files_line_numbers():
     shown = repr(net.source).splitlines()
     assert shown[0] == f"model.source: Small.forward, {__file__}"
     assert shown[1] == f"              {first}  @torch.no_grad()"
-    assert f"assign_h_0 -> {first + 6}      h = self.act(x).neg() * (" in shown
+    assert f"assign_h_0 -> {first + 6}      h = self.act(x).neg() * 2" in shown
     assert "self_act_0 ->   +" in shown
     assert "neg_0      ->   +" in shown
     assert shown[-1].endswith("return h  # the end")
-    assert "like this" in repr(net.source)
+    assert "text that begins" in repr(net.source)
 
 
-def test_a_statement_of_several_lines_is_shown_whole():
-    text = repr(NNsight(Large()).source.self_act_0)
-    assert text.splitlines()[0].startswith("model.source.self_act_0: line ")
-    assert text.count("\n") == 3
-    assert "-->" in text.splitlines()[1]
+def test_an_operation_shows_its_statement():
+    text = repr(NNsight(Small()).source.self_act_0)
+    line = Small.forward.__wrapped__.__code__.co_firstlineno + 6
+    assert text.splitlines() == [
+        f"model.source.self_act_0: line {line} of Small.forward",
+        f"--> {line}      h = self.act(x).neg() * 2",
+    ]
 
 
-def test_a_listing_has_a_row_for_every_line():
-    plan = plan_of(Large.forward)
-    assert [row.text for row in listing.rows(plan)][0] == "def forward(self, x):"
-    assert len(listing.rows(plan)) == 4
-
-
-def in_file(tmp_path, monkeypatch, text, name="forward"):
+def in_file(tmp_path, text, name="forward"):
     """A function of a file of its own, which can be changed afterwards."""
     path = tmp_path / "made.py"
     path.write_text(textwrap.dedent(text))
     space = {"__name__": "made"}
     exec(compile(path.read_text(), str(path), "exec"), space)
     return space[name], path
+
+
+def test_a_statement_of_several_lines_is_shown_whole(tmp_path):
+    text = """
+    def forward(x):
+        if len(x) > 2:
+            return max(
+                x,
+                default=abs(3),
+            )
+        return x
+    """
+    forward, _ = in_file(tmp_path, text)
+    plan = plan_of(forward)
+    assert [row.number for row in listing.rows(plan)] == list(range(2, 9))
+    assert listing.rows(plan)[0].text == "def forward(x):"
+    shown = listing.excerpt("head", plan, plan.by_name["abs_0"]).splitlines()
+    assert [line[:5] for line in shown[1:]] == ["    4", "    5", "--> 6", "    7"]
+    assert listing.excerpt("", plan, plan.by_name["len_0"]).endswith("--> 3      if len(x) > 2:")
 
 
 PLAIN = """
@@ -202,22 +211,22 @@ PLAIN = """
 """
 
 
-def test_a_file_edited_since_it_was_imported_is_refused(tmp_path, monkeypatch):
-    forward, path = in_file(tmp_path, monkeypatch, PLAIN)
+def test_a_file_edited_since_it_was_imported_is_refused(tmp_path):
+    forward, path = in_file(tmp_path, PLAIN)
     path.write_text(path.read_text().replace("+ 1", "+ 2"))
     with pytest.raises(SourceError, match="has changed since it was imported"):
         define(forward)
 
 
-def test_lines_put_above_since_are_refused_too(tmp_path, monkeypatch):
-    forward, path = in_file(tmp_path, monkeypatch, PLAIN)
+def test_lines_put_above_since_are_refused_too(tmp_path):
+    forward, path = in_file(tmp_path, PLAIN)
     path.write_text("import os\n" + path.read_text())
     with pytest.raises(SourceError, match="has changed since it was imported"):
         define(forward)
 
 
-def test_a_file_seen_before_it_was_edited_keeps_answering(tmp_path, monkeypatch):
-    forward, path = in_file(tmp_path, monkeypatch, PLAIN)
+def test_a_file_seen_before_it_was_edited_keeps_answering(tmp_path):
+    forward, path = in_file(tmp_path, PLAIN)
     linecache.getlines(str(path))
     path.write_text("")
     assert define(forward).tree.name == "forward"
@@ -235,7 +244,7 @@ def test_a_lambda_is_refused():
         define(lambda x: abs(x))
 
 
-def test_a_function_that_ends_in_closing_brackets_is_found_whole(tmp_path, monkeypatch):
+def test_a_function_that_ends_in_closing_brackets_is_found_whole(tmp_path):
     text = """
     def forward(x):
         y = {
@@ -251,16 +260,16 @@ def test_a_function_that_ends_in_closing_brackets_is_found_whole(tmp_path, monke
 
     z = 3
     """
-    forward, _ = in_file(tmp_path, monkeypatch, text)
+    forward, _ = in_file(tmp_path, text)
     assert define(forward).lines[-1] == ")"
 
 
-def test_text_is_found_for_code_with_future_flags(tmp_path, monkeypatch):
+def test_text_is_found_for_code_with_future_flags(tmp_path):
     text = """
     from __future__ import annotations
     def forward(x: Unheard) -> Of:
         y: Thing = abs(x)
         return y
     """
-    forward, _ = in_file(tmp_path, monkeypatch, text)
+    forward, _ = in_file(tmp_path, text)
     assert [it.name for it in plan_of(forward).operations] == ["abs_0"]

@@ -10,7 +10,14 @@ import pytest
 
 from insitu.engine.source.kept import plan_of
 from insitu.engine.source.rewrite import (
-    HELPERS, ON_CALL, ON_VALUE, WANTED, WITHOUT_US, instance, rewritten, without_us,
+    HELPERS,
+    ON_CALL,
+    ON_VALUE,
+    WANTED,
+    WITHOUT_US,
+    instance,
+    rewritten,
+    without_us,
 )  # fmt: skip
 
 GLOBAL = 1

@@ -29,8 +29,10 @@ def test_a_with_block_runs_once_in_each_step(llm, tokens):
             token = int(llm.lm_head.output[0, -1].argmax())
             seen.append((step, token))
         after = len(seen)
-    assert seen == [(1, tokens[1]), (2, tokens[2])] and after == 2
-    assert step == 2 and token == tokens[2]
+    assert seen == [(1, tokens[1]), (2, tokens[2])]
+    assert after == 2
+    assert step == 2
+    assert token == tokens[2]
 
 
 def test_a_with_block_changes_the_names_of_its_function(llm):
@@ -60,7 +62,8 @@ def test_all_as_a_statement_runs_the_rest_of_the_block_in_every_step(llm, tokens
         llm.all()
         token = chosen(llm)
         seen.append(token)
-    assert seen == tokens and token == tokens[-1]
+    assert seen == tokens
+    assert token == tokens[-1]
 
 
 def test_all_as_a_statement_in_another_with_is_refused(llm):
@@ -97,7 +100,8 @@ def test_streaming_in_each_invoke(llm, tokens):
             mine = [int(token) for token in tracer.stream()]
         with tracer.invoke("The"):
             other = [token.shape for token in tracer.stream()]
-    assert mine == tokens and other == [(1,)] * 4
+    assert mine == tokens
+    assert other == [(1,)] * 4
 
 
 def test_nothing_streams_where_nothing_is_generated(llm):

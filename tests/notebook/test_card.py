@@ -81,7 +81,8 @@ def test_a_skip_is_a_write_with_an_effect_of_its_own(cell):
         f"%%trace model '{PROMPT}'\nmodel.transformer.h[2].skip(model.transformer.h[0].output * 3)"
     )
     line = next(line for line in shown.text.splitlines() if "skipped" in line)
-    assert "transformer.h.2.output" in line and " TV" in line
+    assert "transformer.h.2.output" in line
+    assert " TV" in line
     assert "all but" not in shown.text
 
 

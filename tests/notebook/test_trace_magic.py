@@ -198,3 +198,18 @@ def test_an_empty_prompt_is_an_input_error(cell):
     assert "no tokens" in str(
         raised(cell, "%%trace model ''\nmodel.lm_head.output", InputError).error
     )
+
+
+def test_a_cell_without_a_prompt_may_bring_several(cell):
+    shown = cell(
+        "%%trace model\n"
+        f"with tracer.invoke('{PROMPT}'):\n"
+        "    stream = model.transformer.h[3].output[:, -1]\n"
+        "with tracer.invoke('The'):\n"
+        "    model.transformer.h[3].output[:, -1] = stream\n"
+        "    patched = model.lm_head.output[0, -1]\n"
+    )
+    with cell.names["model"].trace(PROMPT):
+        want = cell.names["model"].lm_head.output[0, -1]
+    assert torch.allclose(cell.names["patched"], want, atol=1e-4)
+    assert "transformer.h.3.output" in shown.text

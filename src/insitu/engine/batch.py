@@ -76,6 +76,9 @@ def join(calls: list[Call]) -> Joined:
 
 def rows_of(call: Call) -> int:
     """How many rows a call has: the first dimension of its first tensor; 1 without one."""
+    first = call[0][0] if call[0] else None
+    if isinstance(first, torch.Tensor) and first.dim():
+        return int(first.shape[0])
     for _, tensor in tensors(call):
         if tensor.dim():
             return int(tensor.shape[0])

@@ -22,9 +22,17 @@ class Watcher(Protocol):
 class Beside(Protocol):
     """Captured bodies that take their turns before the block in place."""
 
-    outputs: Mapping[Any, Any]
-    inputs: Mapping[Any, Any]
-    skips: Mapping[Any, Any]
+    @property
+    def outputs(self) -> Mapping[Any, Any]:
+        """Who waits for what modules return."""
+
+    @property
+    def inputs(self) -> Mapping[Any, Any]:
+        """Who waits for what modules are called with."""
+
+    @property
+    def skips(self) -> Mapping[Any, Any]:
+        """The modules whose next call is skipped in some rows."""
 
     def at_output(self, key: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """A module has returned."""

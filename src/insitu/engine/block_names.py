@@ -129,8 +129,19 @@ def _loaded(code: CodeType, at: int) -> Iterator[str]:
     if own is None or not _leaves_a_with(steps, bisect_right(offsets, own) - 1):
         return
     for step in steps:
-        if _loads_a_name(step.opname) and inside(step.offset):
+        if isinstance(step.argval, CodeType) and inside(step.offset):
+            yield from _named_by(step.argval)
+        elif _loads_a_name(step.opname) and inside(step.offset):
             yield from step.argval if isinstance(step.argval, tuple) else (step.argval,)
+
+
+def _named_by(function: CodeType) -> Iterator[str]:
+    """Names of a function made in the block that may be its surroundings'; attributes too."""
+    yield from function.co_names
+    yield from function.co_freevars
+    for inner in function.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _named_by(inner)
 
 
 def _leaves_a_with(steps: Steps, place: int) -> bool:
@@ -142,5 +153,5 @@ def _loads_a_name(operation: str) -> bool:
     if "LOAD_FAST" in operation:
         return True
     return operation.startswith("LOAD_") and operation.endswith(
-        ("_NAME", "_GLOBAL", "_DEREF", "_CLASSDEREF", "_GLOBALS")
+        ("_NAME", "_GLOBAL", "_DEREF", "_CLASSDEREF", "_GLOBALS", "_CLOSURE")
     )

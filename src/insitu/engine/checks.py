@@ -7,7 +7,7 @@ from torch import nn
 from insitu.engine import misses
 from insitu.engine.arming import Node
 from insitu.engine.order import INPUT, OUTPUT, Order
-from insitu.engine.reachable import may_still_run, runs
+from insitu.engine.reachable import may_come_again
 from insitu.engine.switch import Greenlet, Worker
 from insitu.engine.values import Forced, describe, same_kind
 from insitu.errors import TraceError, WriteError
@@ -52,14 +52,10 @@ def may_come(run: Checked, node: Node, kind: int) -> None:
 
 def _can_come(run: Checked, node: Node, kind: int) -> bool:
     """Whether the pass may still come to a site from where it stands."""
-    module, begins = node._module, run.at_input
-    standing = run.at_output if run.at_output is not None else begins
     frame = run.worker.gr_frame if isinstance(run.worker, Worker) else None
-    if isinstance(begins, nn.Module) and module in set(begins.modules()) - {begins}:
-        return True
-    if kind == OUTPUT and runs(module, standing, frame):
-        return True
-    return standing is not None and may_still_run(node, standing, frame)
+    if run.at_output is not None:
+        return may_come_again(node, kind, (OUTPUT, run.at_output), frame)
+    return run.at_input is not None and may_come_again(node, kind, (INPUT, run.at_input), frame)
 
 
 def may_skip(run: Checked, node: Node, module: nn.Module) -> None:

@@ -14,7 +14,8 @@ import warnings
 from types import TracebackType
 from typing import Any
 
-from insitu.engine.capture.bodies import Body, Names, Skip, find_body
+from insitu.engine.capture.bodies import Names, Skip, find_body
+from insitu.engine.capture.scope import Body
 from insitu.engine.interleave import Pass
 from insitu.engine.invoke import Bodies
 from insitu.engine.lane import Lane

@@ -17,6 +17,7 @@ runs on.
 """
 
 import contextvars
+from collections import deque
 from collections.abc import Callable
 from sys import _getframe
 from threading import get_ident
@@ -26,7 +27,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from insitu.engine import checks, met, misses
+from insitu.engine import blame, checks, met, misses
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.beside import Beside, Watcher
 from insitu.engine.modes import current, swap
@@ -61,7 +62,7 @@ class Pass(Arming):
         "result", "root", "single", "skips", "started", "step", "stepping", "steps_over", "taps", "taps_before",
         "thread", "to_block", "to_model", "told",
         "trail", "unbound", "value", "want_any", "want_input",
-        "want_output", "want_step", "watch", "whole", "worker",
+        "want_output", "want_step", "watch", "whole", "worker", "writes",
     )  # fmt: skip
 
     armed_around: nn.Module | None
@@ -79,6 +80,7 @@ class Pass(Arming):
     block: Greenlet | None
     outer: Any
     watch: Watcher | None
+    writes: deque[blame.Write] | None
     observation: Observation | None
     at_output: nn.Module | None
     at_input: nn.Module | None
@@ -120,7 +122,7 @@ class Pass(Arming):
         self.error = self.failure = self.worker = self.block = self.outer = self.watch = None
         self.observation = self.at_output = self.at_input = self.want_output = None
         self.want_input = self.want_step = self.value = self.args = self.kwargs = None
-        self.result = None
+        self.result = self.writes = None
 
     # The block's side ------------------------------------------------------------------------
 
@@ -329,7 +331,7 @@ class Pass(Arming):
             self.here = self.single[module][OUTPUT]
         return module
 
-    def around(self) -> "Pass | None":
+    def around(self) -> Any:
         """The innermost pass around this one that still runs."""
         outer = self.outer
         while outer is not None and outer.closed:
@@ -424,6 +426,7 @@ class Pass(Arming):
                 self.error, self.ended = self.failure or error, True
         except BaseException as error:
             self.error, self.ended = error, True
+            blame.add_note(self, error)
         self.direct = False
         self.at_output = self.at_input = None
         if _grad() is not self.block_modes or type(self.base_modes) is not bool:
@@ -443,6 +446,9 @@ class Pass(Arming):
             self._call()
         except Exit:
             self._raise_failure()
+        except BaseException as error:
+            blame.add_note(self, error)
+            raise
         finally:
             if block_modes is not self.model_modes:
                 swap(block_modes)
@@ -529,6 +535,7 @@ class Pass(Arming):
         if module not in self.skips:
             return None  # of all rows: `leave` puts together what was left for them
         read, value = self.skips.pop(module)
+        blame.skipped(self, read, value)
         if self.watch is not None:
             self.watch.skipped(read[0], value, misses.line(read), max(self.step, 0))
         return value

@@ -16,7 +16,8 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol
 
 from insitu.engine.batch import Call, Rows
-from insitu.engine.capture.bodies import Body, Names, Skip, find_body
+from insitu.engine.capture.bodies import Names, Skip, find_body
+from insitu.engine.capture.scope import Body
 from insitu.engine.interleave import Pass
 from insitu.engine.lane import Lane
 from insitu.engine.lanes import Lanes

@@ -8,13 +8,14 @@ there.
 """
 
 import contextvars
+from collections import deque
 from collections.abc import Callable
 from sys import _getframe
 from typing import Any, Protocol
 
 from torch import nn
 
-from insitu.engine import checks, met, misses
+from insitu.engine import blame, checks, met, misses
 from insitu.engine.arming import Node
 from insitu.engine.batch import Rows, put, take
 from insitu.engine.batch_dims import BatchDims
@@ -58,7 +59,7 @@ class Table(Protocol):
     def has_passed(self, key: Any, kind: int) -> bool:
         """Whether, by the order learned, a site does not come again."""
 
-    def is_gone(self, node: Node) -> bool:
+    def is_gone(self, node: Node, kind: int) -> bool:
         """Whether that is certain."""
 
 
@@ -68,7 +69,7 @@ class Lane:
     __slots__ = (
         "args", "at_input", "at_output", "back", "body", "calls_over", "closed", "ended", "error",
         "index", "kwargs", "lanes", "modes", "outer", "overrun", "root", "rows", "run", "served",
-        "sliced", "told", "trail", "value", "waits", "worker",
+        "sliced", "told", "trail", "value", "waits", "worker", "writes",
     )  # fmt: skip
 
     def __init__(self, lanes: Table, body: Body, index: int, rows: Rows | None) -> None:
@@ -90,6 +91,7 @@ class Lane:
         self.kwargs: Any = None
         self.trail: list[misses.Read] = []
         self.told: dict[Any, met.Called] | None = None
+        self.writes: deque[blame.Write] | None = None
         self.error: BaseException | None = None
         self.calls_over = 0
         self.served: object = None
@@ -164,7 +166,8 @@ class Lane:
     def skip(self, node: Node, value: Any) -> None:
         """Let the module's next call return `value` in these rows without computing them."""
         key = self._armed(node, node._module)
-        if key is not self.at_input and self.lanes.has_passed(key, INPUT):
+        passed = key is not self.at_input and self.lanes.has_passed(key, INPUT)
+        if passed and self.lanes.is_gone(node, INPUT):
             raise misses.skipped_too_late(node)
         value = checks.fitting_skip(value, node, self.run.order)
         frame = _getframe(2)
@@ -236,7 +239,7 @@ class Lane:
         if self.lanes.over:
             self.at_output = self.at_input = None
             return
-        if self.lanes.has_passed(key, kind) and self.lanes.is_gone(node):
+        if self.lanes.has_passed(key, kind) and self.lanes.is_gone(node, kind):
             raise self._missed(node, kind)
         over, self.calls_over = self.calls_over, 0
         for _ in range(over + 1):
@@ -307,9 +310,7 @@ class Lane:
         try:
             if self.worker is None:
                 self.worker = worker = acquire()
-                context = contextvars.copy_context()
-                context.run(active.set, self)
-                worker.begin(self._live, context)
+                worker.begin(self._live, contextvars.copy_context())
             else:
                 self.worker.switch()
         finally:
@@ -324,6 +325,7 @@ class Lane:
                 self.run.fail(error)
 
     def _live(self) -> Greenlet:
+        active.set(self)
         try:
             self.body.run(self)
         except Exit as error:

@@ -16,14 +16,14 @@ from bisect import insort
 from collections.abc import Callable
 from typing import Any
 
-from insitu.engine import misses
+from insitu.engine import blame, misses
 from insitu.engine.arming import Node
 from insitu.engine.batch import put, stack
 from insitu.engine.batch_dims import BatchDims
 from insitu.engine.interleave import Pass
 from insitu.engine.lane import AT_BARRIER, AT_NAME, AT_STEP, Body, Lane
 from insitu.engine.order import INPUT, OUTPUT
-from insitu.engine.reachable import may_still_run
+from insitu.engine.reachable import may_come_again
 
 
 class Lanes:
@@ -77,11 +77,11 @@ class Lanes:
         here, there = run.single.get(self._standing[1]), run.single.get(key)
         return here is not None and there is not None and there[kind] < here[self._standing[0]]
 
-    def is_gone(self, node: Node) -> bool:
+    def is_gone(self, node: Node, kind: int) -> bool:
         """Whether that is certain."""
         assert self._standing is not None
         frame = self.run.worker.gr_frame if self.run.worker is not None else None
-        return frame is not None and not may_still_run(node, self._standing[1], frame)
+        return frame is not None and not may_come_again(node, kind, self._standing, frame)
 
     def at_barrier(self, barrier: Any) -> int:
         """How many lanes wait at a barrier."""
@@ -168,7 +168,8 @@ class Lanes:
         self.run.observation = None  # what would have run inside it is not learned
         left = self.skips.pop(key)
         parts = {lane.rows: value for _, lane, value in left if lane.rows is not None}
-        for _, lane, value in left:
+        for read, lane, value in left:
+            blame.skipped(self.run, read, value)
             output = value if lane.rows is None else output
         if output is None:
             return stack([parts[rows] for rows in sorted(parts, key=lambda rows: rows.start)])

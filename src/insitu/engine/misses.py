@@ -30,11 +30,25 @@ _LISTED_MAX = 6
 class Explained(Protocol):
     """What an explanation needs to know of a pass."""
 
-    root: Any
-    order: Order | None
-    observation: Observation | None
-    trail: list[Read]
-    step: int
+    @property
+    def root(self) -> Any:
+        """The wrapper whose pass it is."""
+
+    @property
+    def order(self) -> Order | None:
+        """The learned order, once it is known."""
+
+    @property
+    def observation(self) -> Observation | None:
+        """What the first pass of a kind has seen so far."""
+
+    @property
+    def trail(self) -> list[Read]:
+        """What the block has asked for."""
+
+    @property
+    def step(self) -> int:
+        """The model's step."""
 
 
 def line(read: Read) -> int:

@@ -1,6 +1,6 @@
 """Whether a module can still be called from where a pass stands.
 
-    may_still_run(node, standing, frame)
+    may_come_again(node, OUTPUT, (INPUT, standing), frame)
 
 A block that asks for a module which, by the learned order, runs earlier is probably wrong; but a
 model may order its modules by its input. So before an order error is raised early, the forward that
@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from insitu.engine.arming import Node
+from insitu.engine.order import INPUT, OUTPUT
 
 _ENDS = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
 _LOADS = ("LOAD_ATTR", "LOAD_METHOD")
@@ -24,6 +25,18 @@ _METHODS_DEEP = 3
 
 Span = tuple[int | None, int | None, int | None, int | None]
 """First line, last line, first column, last column."""
+
+
+def may_come_again(
+    node: Node, kind: int, standing: tuple[int, Any], frame: FrameType | None
+) -> bool:
+    """Whether the parked model may come to one of a module's sites from the site it stands at."""
+    module, (side, at) = node._module, standing
+    if side == INPUT and isinstance(at, nn.Module) and module in set(at.modules()) - {at}:
+        return True  # its forward has not begun
+    if kind == OUTPUT and module is not at and any(self_of(it) is module for it in frames(frame)):
+        return True  # a call of it is under way
+    return may_still_run(node, at, frame)
 
 
 def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
@@ -48,11 +61,6 @@ def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
         if _walks(parked) and _comes_after(module, done, around):
             return True
     return False
-
-
-def runs(module: nn.Module, standing: Any, frame: FrameType | None) -> bool:
-    """Whether a call of a module is under way and has not come to its end."""
-    return module is not standing and any(self_of(it) is module for it in frames(frame))
 
 
 def _leading_to(module: nn.Module, around: nn.Module) -> list[str]:

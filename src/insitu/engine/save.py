@@ -25,7 +25,7 @@ from insitu.errors import NoTraceError
 T = TypeVar("T")
 
 _BUILTINS: tuple[type, ...] = (
-    bool, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple,
+    bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple,
 )  # fmt: skip
 _mounted = False
 

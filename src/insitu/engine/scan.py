@@ -18,7 +18,6 @@ from insitu.engine.fakes import fake_tensors
 from insitu.engine.trace import Tracer
 from insitu.errors import ScanError
 
-
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 

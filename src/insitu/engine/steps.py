@@ -17,8 +17,8 @@ from typing import Any
 from insitu.engine import misses
 from insitu.engine.calls import by_calls
 from insitu.engine.capture.bodies import Names, Skip, find_body, find_rest
-from insitu.engine.interleave import Pass
 from insitu.engine.capture.usage import returns_to
+from insitu.engine.interleave import Pass
 from insitu.errors import StepError, UsageError
 
 
@@ -153,7 +153,7 @@ def advance(run: Any) -> int:
     if not run.stepping and run.trail:
         next_call(run.trail[-1][0], run)
         return 1
-    step = max(run.step, 0) + 1
+    step: int = max(run.step, 0) + 1
     if not run.advance(step):
         raise misses.no_such_step(run, step)
     return step

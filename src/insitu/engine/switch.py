@@ -31,7 +31,7 @@ Greenlet: TypeAlias = _greenlet.greenlet
 Exit = _greenlet.GreenletExit
 SwitchError = _greenlet.error
 
-PARKED_MAX = 8  # finished workers kept for reuse, per thread
+PARKED_MAX = 64  # finished workers kept for reuse, per thread: an invoke takes one
 
 Task = Callable[[], Greenlet]
 

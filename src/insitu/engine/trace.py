@@ -17,17 +17,17 @@ from typing import Any, Unpack
 from torch import nn
 
 from insitu.engine import backward_call, steps
-from insitu.engine.cache.activations import ActivationCache
-from insitu.engine.cache.start import start as start_cache
-from insitu.engine.cache.options import Options as CacheOptions
-from insitu.engine.edits import edited
 from insitu.engine.beside import Watcher
+from insitu.engine.cache.activations import ActivationCache
+from insitu.engine.cache.options import Options as CacheOptions
+from insitu.engine.cache.start import start as start_cache
+from insitu.engine.capture.usage import enters_later, returns_to
+from insitu.engine.edits import edited
 from insitu.engine.interleave import Pass
 from insitu.engine.invoke import Barrier, Bodies, Invoke
 from insitu.engine.lane import Lane
 from insitu.engine.running import active
 from insitu.engine.save import mount
-from insitu.engine.capture.usage import enters_later, returns_to
 from insitu.errors import InsituWarning, PassClosedError
 from insitu.settings import CONFIG
 

@@ -7,16 +7,16 @@ block.mlp.c_fc          # a submodule, wrapped when first named
 """
 
 from collections.abc import Iterator
+from sys import _getframe
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from insitu.engine import met, misses, names, paths, views
+from insitu.engine import blame, met, misses, names, paths, views
 from insitu.engine.attached import attached
 from insitu.engine.running import active, find
 from insitu.engine.source.operations import Source, source_of
 from insitu.engine.steps import next_call
-from insitu.engine.values import fit
 from insitu.errors import UnknownModuleError
 
 _SITES = ("output", "input", "inputs")
@@ -178,14 +178,18 @@ class WrappedModule:
                 and value.shape == old.shape
                 and ((value.is_cpu and old.is_cpu) or value.device == old.device)
             ):
-                value = fit(value, old, self, "output")
+                run.value = blame.written(run, value, old, self, "output")
+                return
             run.value = value
+            frame = _getframe(1)
+            written = self, "output", frame.f_code, frame.f_lasti, ""
+            (blame.begin(run) if run.writes is None else run.writes).append(written)
         elif name == "input":
             self._write_input(value)
         elif name == "inputs":
             run = find(self)
             self._require_to_come(run, name)
-            args, kwargs = fit(value, run.read_inputs(self), self, "inputs")
+            args, kwargs = blame.written(run, value, run.read_inputs(self), self, "inputs")
             run.write_inputs(self, tuple(args), dict(kwargs))
         else:
             self._set_other(name, value)
@@ -199,7 +203,8 @@ class WrappedModule:
         self._require_to_come(run, "input")
         args, kwargs = run.read_inputs(self)
         first = next(iter(kwargs), "input")
-        value = fit(value, args[0] if args else kwargs.get(first), self, "input")
+        old = args[0] if args else kwargs.get(first)
+        value = blame.written(run, value, old, self, "input")
         if args:
             run.write_inputs(self, (value, *args[1:]), kwargs)
         else:

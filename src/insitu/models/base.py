@@ -226,7 +226,11 @@ class NNsight(WrappedModule):
         """A second wrapper of the same module, with the same changes so far."""
         twin = object.__new__(type(self))
         WrappedModule.__init__(twin, self._module, None, "")
-        own = {k: v for k, v in self.__dict__.items() if k not in twin.__dict__}
+        own = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in twin.__dict__ and not isinstance(value, WrappedModule)
+        }
         twin.__dict__.update(own, _extras=dict(self._extras), _edits=list(self._edits))
         return twin
 

@@ -178,9 +178,9 @@ class LanguageModel(NNsight):
         known = self._forward_parameters() | loading.forward_settings()
         model = self._transformer
         for name in sorted(set(settings) - known):
-            if hasattr(model.config, name):
+            if _has_setting(model.config, name):
                 continue
-            if hasattr(model.generation_config, name):
+            if _has_setting(model.generation_config, name):
                 raise UsageError(
                     f"trace() was given {name}, a setting of generation.",
                     "trace runs the model once; the setting would have no effect.",
@@ -378,6 +378,11 @@ class _Stream:
 
     def end(self) -> None:
         pass
+
+
+def _has_setting(config: Any, name: str) -> bool:
+    """Whether a configuration has a value of that name; its methods are no settings."""
+    return hasattr(config, name) and not callable(getattr(config, name))
 
 
 def _ids(tensor: torch.Tensor) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _mask(batch: Batch) -> torch.Tensor:
 
 
 def _column(name: str, batches: list[Batch], lengths: list[int], fill: int) -> Any:
-    values = [batch.get(name) for batch in batches]
+    values: list[Any] = [batch.get(name) for batch in batches]
     if not isinstance(values[0], torch.Tensor):
         return values[0]
     if any(not isinstance(value, torch.Tensor) for value in values):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from html import escape
 
 from insitu.engine.cache.activations import ActivationCache
-from insitu.engine.cache.table import Row, columns, rows
 from insitu.engine.cache.forecast import Forecast
+from insitu.engine.cache.table import Row, columns, rows
 from insitu.notebook import style
 
 _OPEN_MAX = 24  # rows shown before the fold

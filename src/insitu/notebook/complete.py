@@ -13,6 +13,7 @@ from typing import Any
 from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
 from torch import nn
 
+from insitu.engine import names as names_of
 from insitu.engine.source.operations import Operation, Source
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InsituError
@@ -58,8 +59,9 @@ def candidates(before: str, names: Mapping[str, Any]) -> tuple[str, list[str]] |
 def _attributes(node: WrappedModule) -> list[str]:
     names = [name for name in (*node._module._modules, *node._extras) if name.isidentifier()]
     runs = type(node._module).forward is not _no_forward
+    further = names_of.here(node)
     own = [name for name in ROOT if hasattr(type(node), name) or name in node.__dict__]
-    return [*names, *(SITES if runs else ()), *(own if node._parent is None else ())]
+    return [*names, *further, *(SITES if runs else ()), *(own if node._parent is None else ())]
 
 
 def _operations(node: WrappedModule, words: str) -> list[str]:

@@ -7,11 +7,12 @@ import ast
 import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from insitu.engine.paths import nearest
+from insitu.engine.trace import Tracer
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InputError, UsageError
 from insitu.models.base import NNsight
@@ -29,8 +30,8 @@ class Operands:
     name: str
 
 
-def of(names: Mapping[str, Any], request: Request) -> Operands:
-    """Look up what a line names.
+def of(names: Mapping[str, Any], request: Request, body: str = "") -> Operands:
+    """Look up what a line names; a body may bring the prompts, by `tracer.invoke(...)`.
 
     Raises:
         UsageError: it is no expression, or no model.
@@ -38,7 +39,7 @@ def of(names: Mapping[str, Any], request: Request) -> Operands:
     """
     model = _model(names, request.model)
     return Operands(
-        model, _args(names, request, model), _tokens(names, request, model), request.model
+        model, _args(names, request, model, body), _tokens(names, request, model), request.model
     )
 
 
@@ -64,20 +65,30 @@ def _model(names: Mapping[str, Any], text: str) -> NNsight:
     )
 
 
-def _args(names: Mapping[str, Any], request: Request, model: NNsight) -> tuple[Any, ...]:
+def _args(
+    names: Mapping[str, Any], request: Request, model: NNsight, body: str
+) -> tuple[Any, ...]:
     if not request.prompt:
-        try:
-            model.trace()
-        except InputError as error:
-            raise InputError(
-                "%%trace was given no prompt.",
-                error.why,
-                f'write one: %%trace {request.model} "The Eiffel Tower is in the city of".',
-            ) from None
+        if ".invoke(" not in body:
+            _require_no_input(request, model)
         return ()
     prompt = _value(names, request.prompt, "prompt")
     several = isinstance(_expression(request.prompt, "prompt").body, ast.Tuple)
     return prompt if several and not isinstance(model, LanguageModel) else (prompt,)
+
+
+def _require_no_input(request: Request, model: NNsight) -> None:
+    call = cast(Tracer, model.trace()).give_call()
+    if not call.pending:
+        return
+    try:
+        call.alone()
+    except InputError as error:
+        raise InputError(
+            "%%trace was given no prompt.",
+            error.why,
+            f'write one: %%trace {request.model} "The Eiffel Tower is in the city of".',
+        ) from None
 
 
 def _tokens(names: Mapping[str, Any], request: Request, model: NNsight) -> int | None:

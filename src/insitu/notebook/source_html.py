@@ -3,7 +3,7 @@
     model.transformer.h[0].attn.source                      # names, line numbers, the text
     model.transformer.h[0].attn.source.attention_interface_0    # its statement
 
-A name stands in the row of its line; where a line has several, they follow in the order of the text.
+A name stands in the row of its line; where a line has several, they follow as one reads.
 """
 
 from collections.abc import Iterable

@@ -15,10 +15,11 @@ from typing import Any
 from IPython.core.magic import no_var_expand
 
 from insitu.notebook import card, operands
-from insitu.notebook.cell import compiled, ending
+from insitu.notebook.cell import Body, compiled, ending
 from insitu.notebook.forwards import synchronize
 from insitu.notebook.request import parse
 from insitu.notebook.session import Session
+from insitu.settings import CONFIG
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -50,8 +51,10 @@ class TraceMagic:
         __tracebackhide__ = True
         try:
             request = parse(line)
-            session = Session(operands.of(self.ip.user_ns, request), request)
-            run_s = self._run(session, line, cell)
+            found = operands.of(self.ip.user_ns, request, cell)
+            body = compiled(self.ip, self._whole(line, cell), cell)
+            session = Session(found, request)
+            run_s = self._run(session, body)
         except BaseException as error:
             _show_users_lines(error, self.ip)
             if isinstance(error, SyntaxError):  # of which IPython shows every frame
@@ -60,10 +63,9 @@ class TraceMagic:
         if not request.quiet:
             card.show(session.card(run_s))
 
-    def _run(self, session: Session, line: str, cell: str) -> float:
+    def _run(self, session: Session, body: Body) -> float:
         """Run the body inside the pass; the time it took."""
         __tracebackhide__ = True
-        body = compiled(self.ip, self._whole(line, cell), cell)
         self.ip.user_ns["tracer"] = session.tracer
         began = time.perf_counter()
         with session.tracer:
@@ -101,6 +103,8 @@ def _show_users_lines(error: BaseException, ip: Any) -> None:
     IPython asks an exception for `_render_traceback_` first. Without it, four frames of IPython's
     and ours come before the user's. It answers once: an error raised again shows as usual.
     """
+    if CONFIG.APP.DEBUG:
+        return
     traceback = _below(error.__traceback__)
 
     def render() -> Any:

@@ -29,11 +29,11 @@ from insitu.engine import paths
 from insitu.engine.cache import table as cache_table
 from insitu.engine.cache.entry import SITES, Entry, Place
 from insitu.engine.cache.file import read_records, write
+from insitu.engine.cache.forecast import Forecast
+from insitu.engine.cache.globs import chosen, folded, is_pattern, matching, resolved
 from insitu.engine.cache.options import to_device
 from insitu.engine.cache.record import INPUTS, OUTPUT, STEP, Plan, Record
 from insitu.engine.cache.values import Ref, leaves, mapped
-from insitu.engine.cache.forecast import Forecast
-from insitu.engine.cache.globs import chosen, folded, is_pattern, matching, resolved
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InsituError, MissingActivation, StepError, UsageError
 

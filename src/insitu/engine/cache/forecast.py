@@ -9,9 +9,8 @@ a model whose shape depends on its numbers (a generation, experts chosen by a ro
 forecast, and its cache counts bytes while it runs.
 """
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol, Unpack
 
 from insitu.engine.cache.activations import ActivationCache
+from insitu.engine.cache.forecast import Forecast, forecast, may_be_forecast
+from insitu.engine.cache.globs import chosen
 from insitu.engine.cache.options import Options, Settings, settings
 from insitu.engine.cache.record import INPUTS, OUTPUT, Plan, Recorder, Taps
 from insitu.engine.cache.store import SHARD_BYTES, Budget, Spill
-from insitu.engine.cache.forecast import Forecast, forecast, may_be_forecast
-from insitu.engine.cache.globs import chosen
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError
 

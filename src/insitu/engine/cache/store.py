@@ -27,10 +27,10 @@ from insitu.engine.cache.file import (
     write_index,
     write_tensors,
 )
+from insitu.engine.cache.forecast import Forecast
 from insitu.engine.cache.record import INPUTS, OUTPUT, STEP, Call, Record
 from insitu.engine.cache.table import in_bytes
 from insitu.engine.cache.values import NotKept, Ref, identity, kind, mapped, size_bytes
-from insitu.engine.cache.forecast import Forecast
 from insitu.errors import CacheBudgetError, CacheFileError
 
 SHARD_BYTES = 64 * 2**20

@@ -8,9 +8,9 @@ A table looks at shapes alone: no number is read, no file opened, nothing comes 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from insitu.engine.cache.globs import folded
 from insitu.engine.cache.record import INPUTS, OUTPUT, Record
 from insitu.engine.cache.values import kind, size_bytes
-from insitu.engine.cache.globs import folded
 
 LINES_MAX = 20
 _KIND_MAX = 48

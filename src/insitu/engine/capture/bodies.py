@@ -24,12 +24,12 @@ from types import CodeType, FrameType
 from typing import Any
 
 from insitu.engine.capture import bytecode as capture_bytecode
-from insitu.engine.capture.rewrite import Place, check, standing_alone
-from insitu.engine.capture.text import Tree, With, flags, same, source, trees, within
 from insitu.engine.capture.per_code import facts, known
+from insitu.engine.capture.rewrite import Place, check, standing_alone
 from insitu.engine.capture.scope import VALUE, Body, body_of
 from insitu.engine.capture.scope import Names as Names
 from insitu.engine.capture.skip import Skip as Skip
+from insitu.engine.capture.text import Tree, With, flags, same, source, trees, within
 from insitu.errors import CaptureError
 
 _searching = RLock()

@@ -6,6 +6,7 @@ It goes to the bottom of what stands in the instance's `__dict__`, below the wra
 and of others, which are built anew around it; what was there comes back when the pass ends.
 """
 
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -155,26 +156,32 @@ def _run_as_written(arming: Any, owner: Any) -> None:
     node = owner
     while node is not None:
         module = node._module
-        is_call_compiled = module.__dict__.get(_COMPILED_CALL) is not None
-        is_forward_compiled = hasattr(underneath(module.forward), COMPILED)
-        if (is_call_compiled or is_forward_compiled) and arming.started:
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise SourceError(
+                f"the operations of {owner._path} cannot be reached: "
+                f"{node._path} runs copies of it on {len(module.device_ids)} devices.",
+                "DataParallel calls each copy in a thread of its own, where no pass can stop.",
+                "trace the module in it, or give it one device: DataParallel(net, device_ids=[0]).",
+            )
+        call_is_compiled = module.__dict__.get(_COMPILED_CALL) is not None
+        forward_is_compiled = hasattr(underneath(module.forward), COMPILED)
+        if (call_is_compiled or forward_is_compiled) and arming.started:
             raise SourceError(
                 f"the operations of {owner._path} cannot be reached any more: "
                 f"{node._path} is compiled, and runs already.",
-                "torch.compile runs code of its own, in which the forward's lines do not occur; "
-                "a pass that is to stop at operations runs it uncompiled, from its beginning.",
+                "what torch.compile runs has none of the forward's lines; a pass that is to stop "
+                "at operations runs the module uncompiled, from the beginning.",
                 f"ask for an operation of {owner._path} before anything else in the trace.",
             )
-        if is_call_compiled:
+        if call_is_compiled:
             arming.place(_Slot(module.__dict__, _COMPILED_CALL), lambda: None)
-        if is_forward_compiled and node is not owner:
-            arming.place(
-                module.__dict__, lambda module=module: _as_written(arming, module, module.forward)
-            )
+        if forward_is_compiled and node is not owner:
+            arming.place(module.__dict__, partial(_as_written, arming, module))
         node = node._parent
 
 
-def _as_written(arming: Any, module: nn.Module, forward: Any) -> Any:
+def _as_written(arming: Any, module: nn.Module, forward: Any = None) -> Any:
+    forward = module.forward if forward is None else forward
     if hasattr(forward, COMPILED):
         return AsWritten((arming, module, forward))
     return type(forward)((forward[0], forward[1], _as_written(arming, module, forward[2])))

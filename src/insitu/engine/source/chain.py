@@ -1,4 +1,4 @@
-"""From what a module is called with to the function that computes, and back with another in its place.
+"""From what a module is called with to the function that computes, and back with another.
 
     chain = of(module)           # accelerate's wrapper → its hooks → GPT2Attention.forward
     chain.function               # GPT2Attention.forward itself, whose text is shown
@@ -11,7 +11,7 @@ the forward that it replaces in an attribute of the instance; there the other on
 import functools
 from dataclasses import dataclass
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -97,7 +97,8 @@ def follow(top: Any, name: str) -> Chain:
     Raises:
         SourceError: there is none written in Python.
     """
-    at, bound = top, None
+    at: Any = top
+    bound: Any = None
     for _ in range(_WRAPPERS_MAX):
         if isinstance(at, MethodType):
             at, bound = at.__func__, at.__self__
@@ -109,7 +110,7 @@ def follow(top: Any, name: str) -> Chain:
             at = at.func
         elif isinstance(at, FunctionType):
             return Chain(top, at, bound)
-        elif isinstance(method := getattr(type(at), "__call__", None), FunctionType):
+        elif (method := _method_of(at)) is not None:
             at = MethodType(method, at)
         else:
             break
@@ -118,6 +119,12 @@ def follow(top: Any, name: str) -> Chain:
         f"{called(at)} is a {_kind(at)}; operations are named from the text of a Python function.",
         "read what goes in and comes out of it: .input, .inputs and .output.",
     )
+
+
+def _method_of(at: Any) -> FunctionType | None:
+    """What runs when an object that is no function is called."""
+    method = vars(type(at)).get("__call__")
+    return method if isinstance(method, FunctionType) else None
 
 
 def _kind(at: Any) -> str:
@@ -150,11 +157,10 @@ class _Replacement:
             return self.within(underneath(compiled))
         if isinstance(at, FunctionType):
             return self._closure(at)
-        method = getattr(type(at), "__call__", None)
-        return MethodType(self._new, at) if method is self._old else at
+        return MethodType(self._new, at) if _method_of(at) is self._old else at
 
     def _partial(self, at: "functools.partial[Any]") -> Any:
-        before = [at.func, *at.args]
+        before: list[Any] = [at.func, *at.args]
         parts = [self._part(part) for part in before]
         keywords = {name: self._part(part) for name, part in at.keywords.items()}
         kept = all(map(_is, parts, before)) and all(
@@ -162,7 +168,7 @@ class _Replacement:
         )
         if kept:
             return at
-        made = functools.partial(*parts, **keywords)
+        made = functools.partial(parts[0], *parts[1:], **keywords)
         made.__dict__.update(at.__dict__)
         return made
 
@@ -194,5 +200,8 @@ def _is(one: Any, other: Any) -> bool:
     return one is other
 
 
-def _anything() -> None:
+def _anything_() -> None:
     """Stands for whatever is to be put in, to see whether it can be."""
+
+
+_anything = cast(FunctionType, _anything_)

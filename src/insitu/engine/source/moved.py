@@ -3,10 +3,10 @@
     model.model.layers[0].self_attn.source.self_o_proj_0
     # UnknownOperationError: … self_o_proj_0 moved to self_o_proj_1 (transformers 5.19.0 → 5.24.0).
 
-Names count the calls of one callee, so a call that a new version adds renames those below it. For the
-attention of common models, `moved.json` holds what every name stood for (`tools/operations.py` writes
-it): a fingerprint of the call's text with its arguments and target. A class that still has the text
-of the table is trusted at once.
+Names count the calls of one callee, so a call that a new version adds renames those below it. For
+the attention of common models, `moved.json` holds what every name stood for (`tools/operations.py`
+writes it): a fingerprint of the call's text with its arguments and target. A class that still has
+the text of the table is trusted at once.
 """
 
 import ast
@@ -107,11 +107,16 @@ def _read(path: Path) -> Table:
 
 
 def _described(operation: Named) -> str:
-    node, statement = operation.node, operation.statement
+    node: ast.AST = operation.node
+    statement = operation.statement
     if operation.kind != CALL or getattr(statement, "value", None) is not node:
         return ast.unparse(node)
-    targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-    return " = ".join([*(ast.unparse(t) for t in targets if t is not None), ast.unparse(node)])
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    return " = ".join(ast.unparse(part) for part in (*targets, node))
 
 
 def _mark(text: str) -> str:

@@ -4,11 +4,12 @@
     plan.operations[0].name, plan.operations[0].line        # "isinstance_0", 154
     plan.by_name["attention_interface_0"].line              # 208
 
-A call is named by its callee and counted among those of the same callee, as one reads: `self.c_proj(x)`
-is `self_c_proj_0`, `torch.nn.functional.softmax(s)` is `torch_nn_functional_softmax_0`. Dots and
-brackets turn into underscores; what is called before the callee is left out, so `x.view(a).transpose(1, 2)`
-has `x_view_0` and `transpose_0`. An assignment whose right side is not itself a call is
-`assign_<target>_<n>`; that of `x += y` is the value of `x` after it.
+A call is named by its callee and counted among those of the same callee, as one reads:
+`self.c_proj(x)` is `self_c_proj_0`, `torch.nn.functional.softmax(s)` is
+`torch_nn_functional_softmax_0`. Dots and brackets turn into underscores; what is called before the
+callee is left out, so `x.view(a).transpose(1, 2)` has `x_view_0` and `transpose_0`. An assignment
+whose right side is not itself a call is `assign_<target>_<n>`; that of `x += y` is the value of `x`
+after it.
 
 Calls in comprehensions are named, those in nested functions and lambdas are not: these may run when
 the forward is over. Neither are calls that look at the frame they are made from, nor what a `raise`

@@ -1,13 +1,14 @@
 """The operations inside a forward, as a block sees them: `model.transformer.h[0].attn.source`.
 
-    print(model.transformer.h[0].attn.source)      # the forward's text, its calls and assignments named
+    print(model.transformer.h[0].attn.source)   # the forward's text, its operations named
     with model.trace("Hello"):
-        out = model.transformer.h[0].attn.source.attention_interface_0.output
-        model.transformer.h[0].attn.source.self_c_proj_0.output[:] = 0
-        scores = model.transformer.h[0].attn.source.attention_interface_0.source.torch_matmul_0.output
+        source = model.transformer.h[0].attn.source
+        scores = source.attention_interface_0.source.torch_matmul_0.output
+        heads = source.attention_interface_0.output
+        source.self_c_proj_0.output[:] = 0
 
-An operation has `.output`, `.input`, `.inputs`, `.skip` and `.next` like a module, and `.source`: that
-of the function, method or module it calls.
+An operation has `.output`, `.input`, `.inputs`, `.skip` and `.next` like a module, and `.source`:
+that of the function, method or module it calls.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import nn
 
 from insitu.engine import paths
 from insitu.engine.arming import Stopping
+from insitu.engine.blame import written
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.running import active, find
 from insitu.engine.source import listing, missed, moved
@@ -26,7 +28,6 @@ from insitu.engine.source.kept import plan_of
 from insitu.engine.source.names import CALL, Named
 from insitu.engine.source.resolve import Scope, UnknownError, arguments_known, value_of
 from insitu.engine.steps import next_call
-from insitu.engine.values import fit
 from insitu.errors import SourceError, TraceError, UnknownOperationError
 
 _SITES = ("output", "input", "inputs")
@@ -201,10 +202,10 @@ class Operation:
             run = self._running(OUTPUT)
             if run.at_output is not self:
                 run.read_output(self, self)
-            run.value = fit(value, run.value, self, "output")
+            run.value = written(run, value, run.value, self, "output")
         elif name == "inputs":
             run = self._running(INPUT)
-            args, kwargs = fit(value, run.read_inputs(self), self, "inputs")
+            args, kwargs = written(run, value, run.read_inputs(self), self, "inputs")
             run.write_inputs(self, tuple(args), dict(kwargs))
         elif name == "input":
             self._write_input(value)
@@ -235,7 +236,8 @@ class Operation:
         run = self._running(INPUT)
         args, kwargs = run.read_inputs(self, 3)
         first = next(iter(kwargs), "input")
-        value = fit(value, args[0] if args else kwargs.get(first), self, "input")
+        old = args[0] if args else kwargs.get(first)
+        value = written(run, value, old, self, "input")
         if args:
             run.write_inputs(self, (value, *args[1:]), kwargs)
         else:
@@ -248,9 +250,9 @@ class Operation:
 def source_of(node: Any) -> Source:
     """The operations of a wrapped module's forward."""
     around, siblings, name = node._place
-    if around is not None and siblings.get(name) is not node._module:
-        if name not in node._parent._extras:
-            node._refresh()  # the user has put another module there
+    is_stale = around is not None and siblings.get(name) is not node._module
+    if is_stale and name not in node._parent._extras:
+        node._refresh()  # the user has put another module there
     module: nn.Module = node._module
     mark = _mark(module)
     known = node.__dict__.get("_source")

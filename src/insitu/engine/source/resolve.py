@@ -98,8 +98,9 @@ def _attribute(node: ast.Attribute, scope: Scope, depth: int) -> Any:
 
 
 def _is_super(node: ast.expr) -> bool:
-    plain = isinstance(node, ast.Call) and not node.args and not node.keywords
-    return plain and isinstance(node.func, ast.Name) and node.func.id == "super"
+    if not isinstance(node, ast.Call) or node.args or node.keywords:
+        return False
+    return isinstance(node.func, ast.Name) and node.func.id == "super"
 
 
 def _subscript(node: ast.Subscript, scope: Scope, depth: int) -> Any:

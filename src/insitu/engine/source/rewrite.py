@@ -4,8 +4,8 @@
     scores = query @ key            becomes     scores = __insitu_value__(29, query @ key)
 
 The callee is still evaluated before the arguments, the call still stands where it stood (line and
-column), and an operation that nobody asks for costs the evaluation of `__insitu_call__`, which gives
-the callee back. The names put in are free variables: neither the function's locals nor its module's
+column), and an operation that nobody asks for costs the call of `__insitu_call__`, which gives the
+callee back. The names put in are free variables: neither the function's locals nor its module's
 globals change.
 """
 
@@ -13,15 +13,17 @@ import ast
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 from insitu.engine.source.names import CALL, UPDATE, Named, Plan
 from insitu.engine.source.text import compiled
 
+Node = TypeVar("Node", bound=ast.expr | ast.stmt)
+
 ON_CALL, ON_VALUE, WANTED, WITHOUT_US = HELPERS = (
     "__insitu_call__", "__insitu_value__", "__insitu_wanted__", "__insitu_without_us__",
 )  # fmt: skip
-"""What a rewritten function calls: `(k, callee)`, `(k, value)`, `(k)` and, for `locals()`, `(names)`."""
+"""What a rewritten function calls: with an index and a callee or value, an index, or names."""
 
 
 def rewritten(plan: Plan, code: CodeType) -> CodeType:
@@ -83,7 +85,7 @@ def _change(operation: Named) -> Callable[[], None]:
 
 
 def _add_update(operation: Named) -> Callable[[], None]:
-    """After `x += y`, `x = __insitu_value__(k, x)`; a target that is no name only if it is wanted."""
+    """After `x += y`, `x = __insitu_value__(k, x)`; any target but a name only if it is wanted."""
     target, index, siblings = operation.node.target, operation.index, operation.siblings
     read = _in_context(target, ast.Load())
     value = _call(ON_VALUE, target, _constant(index, target), read)
@@ -105,14 +107,16 @@ def _change_listing(call: ast.Call) -> Callable[[], None]:
     return undo
 
 
-def _in_context(target: Any, context: ast.expr_context) -> Any:
+def _in_context(target: ast.expr, context: ast.expr_context) -> ast.expr:
     """A target as it is read or written; the parts of it are shared."""
     parts = {name: getattr(target, name) for name in target._fields}
-    return _at(target, type(target)(**{**parts, "ctx": context}))
+    made: ast.expr = type(target)(**{**parts, "ctx": context})
+    return _at(target, made)
 
 
 def _call(helper: str, place: ast.AST, *given: ast.expr) -> ast.Call:
-    return _at(place, ast.Call(_at(place, ast.Name(helper, ast.Load())), list(given), []))
+    callee = _at(place, ast.Name(helper, ast.Load()))
+    return _at(place, ast.Call(callee, list(given), []))
 
 
 def _call_of(callee: ast.expr) -> ast.Call:
@@ -123,7 +127,7 @@ def _constant(value: int, place: ast.AST) -> ast.Constant:
     return _at(place, ast.Constant(value))
 
 
-def _at(place: Any, node: Any) -> Any:
+def _at(place: Any, node: Node) -> Node:
     node.lineno, node.col_offset = place.lineno, place.col_offset
     node.end_lineno, node.end_col_offset = place.end_lineno, place.end_col_offset
     return node

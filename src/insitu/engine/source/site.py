@@ -7,9 +7,9 @@ A site's rewritten function runs in the coroutine of its own pass alone: another
 the module meanwhile gets the forward as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,12 @@ from insitu.engine.source.chain import COMPILED, Chain, follow
 from insitu.engine.source.kept import code_of
 from insitu.engine.source.names import CALL, Named
 from insitu.engine.source.rewrite import (
-    ON_CALL, ON_VALUE, WANTED, WITHOUT_US, instance, without_us,
+    ON_CALL,
+    ON_VALUE,
+    WANTED,
+    WITHOUT_US,
+    instance,
+    without_us,
 )  # fmt: skip
 from insitu.engine.switch import Exit, getcurrent
 from insitu.errors import SourceError
@@ -97,7 +102,7 @@ class Site:
     def function(self, of: FunctionType) -> FunctionType:
         """A function like this one that stops at its operations."""
         if self.made is None or self.made[0] is not of:
-            helpers = {
+            helpers: dict[str, Callable[..., Any]] = {
                 ON_CALL: self.call, ON_VALUE: self.value,
                 WANTED: self.wanted, WITHOUT_US: without_us,
             }  # fmt: skip
@@ -107,11 +112,11 @@ class Site:
     def over(self, forward: Forward) -> Forward:
         """The wrappers around a forward, with the rewritten one at their end."""
         if isinstance(forward, Stopping):
-            return type(forward)((forward[0], forward[1], self.over(forward[2])))
+            return cast(Forward, type(forward)((forward[0], forward[1], self.over(forward[2]))))
         assert self.module is not None
         chain = Chain(forward, self.chain.function, None)
         self.ways[id(forward)] = chain.with_(self.function(self.chain.function))
-        return Rewritten((self, self.module, forward))
+        return cast(Forward, Rewritten((self, self.module, forward)))
 
     def under_way(self, forward: Forward) -> Forward:
         """The same for a call that has got as far as its input, if need be."""
