@@ -88,7 +88,9 @@ BASES = {
     "InputError": ValueError, "InputTypeError": TypeError, "DeviceError": RuntimeError,
     "WriteError": ValueError, "UnknownModuleError": AttributeError, "ModelNotFoundError": OSError,
     "UsageError": ValueError, "UnknownSettingError": AttributeError, "InsituError": Exception,
-    "CacheBudgetError": MemoryError, "CacheFileError": OSError,
+    "CacheBudgetError": MemoryError, "CacheFileError": OSError, "CaptureError": RuntimeError,
+    "GradientError": RuntimeError, "ScanError": RuntimeError, "SourceError": OSError,
+    "UnknownOperationError": AttributeError,
 }  # fmt: skip
 
 
@@ -146,6 +148,39 @@ def trigger_model_not_found(model, x, llm):
 
 def trigger_usage(model, x, llm):
     llm.trace("Once", max_new_tokens=3)
+
+
+def trigger_capture(model, x, llm):
+    with model.trace() as tracer:
+        with tracer.invoke(x):
+            return model.output
+
+
+def trigger_gradient(model, x, llm):
+    with model.trace(x):
+        h = model.layer1.output.detach()
+        with insitu.backward(model.output.sum()):
+            h.grad
+
+
+def trigger_scan(model, x, llm):
+    with model.scan(x):
+        if model.output.sum().item() > 0:
+            raise AssertionError
+
+
+def trigger_source(model, x, llm):
+    print(NNsight(nn.Flatten()).source, NNsight(Compiled()).source)
+
+
+def trigger_unknown_operation(model, x, llm):
+    model.layer1.source.no_such_operation_0
+
+
+class Compiled(nn.Module):
+    """Its forward was never text."""
+
+    forward = len
 
 
 def trigger_cache_budget(model, x, llm):

@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -51,14 +52,9 @@ INSTEAD = (
     ),
     Instead(r"h\[6\]", "h[5]", "the demo model has six blocks"),
     Instead(
-        r"\.output\[0\](?=\[:, -1, :\] = (?!0)|\[:, -1, :\]\.save)",
-        r".output",
-        "in transformers 5 a block of GPT-2 returns a tensor, in 4 a tuple",
-    ),
-    Instead(
-        r"(\.output)\[0\](?=(\.save\(\))?\s+(first_token = |hidden\.retain_grad))",
-        r"\1",
-        "in transformers 5 a block of GPT-2 returns a tensor, and its first row is not its whole",
+        r"\.output\[0\](?=\[:, -1, :\]|(\.save\(\))?\s+(first_token = |hidden\.retain_grad))",
+        ".output",
+        "in transformers 5 a block of GPT-2 returns a tensor, in 4 a tuple of one",
     ),
     Instead(
         r"(?m)^( *(?:layer_out|layer_output) = .*\n)((?: *(?:attention|attn_out|mlp_out) = .*\n)+)",
@@ -228,7 +224,8 @@ def a_shell() -> Iterator[InteractiveShell]:
     debug, key = insitu.CONFIG.APP.DEBUG, insitu.CONFIG.API.KEY
     sys.modules["nnsight"] = insitu
     try:
-        yield InteractiveShell(config=config)
+        with TemporaryDirectory() as folder:
+            yield InteractiveShell(config=config, ipython_dir=folder)
     finally:
         insitu.CONFIG.APP.DEBUG, insitu.CONFIG.API.KEY = debug, key
         os.environ.clear()
@@ -262,7 +259,9 @@ def main() -> int:
 
 def summary(document: str, results: list[Result]) -> str:
     """How many cells of each kind."""
-    kinds = [f"{it.status} ({it.reason})" if it.status == "skipped" else it.status for it in results]
+    kinds = sorted(
+        f"skipped ({it.reason})" if it.status == "skipped" else it.status for it in results
+    )
     counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return f"{document}: {len(results)} cells, {counted}"
 

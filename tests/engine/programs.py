@@ -5,7 +5,7 @@
     by_hooks(net, x, program, facts)                  # the same values, by plain torch hooks
 
 Each act says at which event of the run (see `little_models.observed`) it happens: the hooks go by
-that alone, the trace by paths alone. The generator walks along the events, so what it makes is legal.
+that alone, the trace by paths alone.
 """
 
 import dataclasses
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
-from little_models import INPUT, OUTPUT, WIDTH, Event
+from little_models import WIDTH
 from torch import Tensor
+
+from insitu import InsituError
 
 END = 10**6
 """Where a program stands when the model has returned."""
@@ -81,6 +82,15 @@ class Result(Act):
 @dataclass(frozen=True, repr=False)
 class Stop(Act):
     """`tracer.stop()`."""
+
+
+@dataclass(frozen=True, repr=False)
+class Wrong(Read):
+    """Something illegal; `caught` by the block, which goes on, or not."""
+
+    kind: str
+    expected: tuple[str, ...]
+    caught: bool
 
 
 # Values -------------------------------------------------------------------------------------------
@@ -166,9 +176,9 @@ class Performer:
             old[:, act.part % WIDTH] = act.number
         elif act.how == "mul":
             old.mul_(act.number)
-        elif act.how == "iadd" and value is old:
-            value += act.number
-            self.sites.set(act.path, act.site, value)
+        elif act.how == "iadd":
+            old += act.number
+            self.sites.set(act.path, act.site, with_new(value, old, old))
         else:
             new = old * act.number if act.how == "scale" else self.new(act)
             self.sites.set(act.path, act.site, with_new(value, old, new))
@@ -197,11 +207,27 @@ class Performer:
     def loop(self, act):
         return [copy(value) for value in self.sites.loop(act)]
 
+    def round(self, act):
+        value = self.sites.get(act.loop.path, act.loop.site)
+        before = copy(value)
+        if act.loop.edit:
+            value[:] *= 0.5
+        return before
+
     def result(self, act):
         return self.sites.result()
 
     def stop(self, act):
         self.sites.stop()
+
+    def wrong(self, act):
+        if not act.caught:
+            WRONG[act.kind](self, act)
+        try:
+            WRONG[act.kind](self, act)
+        except InsituError as error:
+            return type(error).__name__ in act.expected
+        return False
 
 
 class Traced:
@@ -275,6 +301,32 @@ def perform(program, sites, facts, like, between=lambda: None):
     return performer.log
 
 
+# What is wrong ------------------------------------------------------------------------------------
+
+
+def _write(performer, act, wrong):
+    """Write something that does not fit in the place of a site's tensor."""
+    value = performer.sites.get(act.path, act.site)
+    old = tensors(value)[0]
+    performer.sites.set(act.path, act.site, with_new(value, old, wrong(old)))
+
+
+WRONG = {
+    "read": lambda it, act: it.sites.get(act.path, act.site),
+    "write": lambda it, act: it.sites.set(act.path, act.site, it.like),
+    "late": lambda it, act: it.sites.set(act.path, act.site, it.sites.get(act.path, act.site)),
+    "skip": lambda it, act: it.sites.skip(act.path, it.like),
+    "unknown": lambda it, act: it.sites.get(f"{act.path}.nonsense".lstrip("."), act.site),
+    "misspelt": lambda it, act: setattr(it.sites.at(act.path), "outptu", it.like),
+    "shape": lambda it, act: _write(it, act, lambda old: old[:, 1:]),
+    "dtype": lambda it, act: _write(it, act, lambda old: old.double()),
+    "kind": lambda it, act: _write(it, act, lambda old: "text"),
+    "none": lambda it, act: it.sites.set(act.path, act.site, None),
+    "step": lambda it, act: it.sites.tracer.iter[-1],
+    "no step": lambda it, act: it.sites.tracer.next(),
+}
+
+
 # The oracle ---------------------------------------------------------------------------------------
 
 
@@ -282,7 +334,8 @@ class Hooked:
     """The sites of a plain module while it runs, by hooks; knows nothing of Insitu."""
 
     def __init__(self, net, program, facts, like):
-        self.net, self.program = net, [part for act in program for part in unrolled(act)]
+        legal = [act for act in program if not isinstance(act, Wrong)]
+        self.net, self.program = net, [part for act in legal for part in unrolled(act)]
         self.performer = Performer(self, facts, like)
         self.index, self.busy, self.skips = -1, False, {}
         self.module = self.args = self.kwargs = self.value = self.returned = None
@@ -402,215 +455,6 @@ def rolled(log):
     return found
 
 
-def _round(self, act):
-    value = copy(self.sites.get(act.loop.path, act.loop.site))
-    if act.loop.edit:
-        new = self.sites.get(act.loop.path, act.loop.site)
-        new[:] *= 0.5
-    return value
-
-
-Performer.round = _round
-
-
 def by_hooks(net, x, program, facts):
     """What a program reads, and what the model returns, by plain torch hooks."""
     return Hooked(net, program, facts, x).run(x)
-
-
-# Generating ---------------------------------------------------------------------------------------
-
-
-class Walk:
-    """Where a program being made stands among the events, and which lie ahead."""
-
-    def __init__(self, facts):
-        self.facts = facts
-        self.events = list(facts.events)
-        self.at = -1
-        self.pending = set()
-        self.kept = 0
-
-    @property
-    def here(self):
-        """The event a program stands at, or none."""
-        return self.events[self.at] if 0 <= self.at < len(self.events) else Event(-1, -1, 0)
-
-    def next(self, module, side, *, moving=False):
-        """The index of a site's event that a read would come to; None if there is none."""
-        here = self.here
-        if not moving and here.module == module and (side == INPUT or here.side == side):
-            return self.at
-        ahead = range(self.at + 1, len(self.events))
-        return next((i for i in ahead if self.events[i][:2] == (module, side)), None)
-
-    def sites(self):
-        """All sites ahead: `(index, module, side)`, the nearest first."""
-        found = [
-            (at, module, side)
-            for module in range(len(self.facts.paths))
-            for side in (OUTPUT, INPUT)
-            if self.at < END and (at := self.next(module, side)) is not None
-        ]
-        return sorted(found)
-
-    def ahead(self, module, side):
-        """The indices of a site's events that are still to come."""
-        later = range(self.at + 1, len(self.events))
-        return [i for i in later if self.events[i][:2] == (module, side)]
-
-    def calls(self, module):
-        """The indices of the calls of a module that can still be skipped."""
-        here = [self.at] if self.here[:2] == (module, INPUT) else []
-        return here + self.ahead(module, INPUT)
-
-    def skippable(self):
-        """Modules whose next call is still to come, and returns."""
-        if self.at == END:
-            return []
-        modules = [
-            m
-            for m in self.facts.outputs
-            if m not in self.pending and tensors(self.facts.outputs[m])
-        ]
-        found = [m for m in modules if (calls := self.calls(m)) and self.events[calls[0]].end]
-        return [m for m in found if not self.hides_pending(m)]
-
-    def hides_pending(self, module):
-        """Whether a pending skip, or a module that fails, lies inside a module's next call."""
-        start = self.calls(module)[0]
-        inside = self.events[start + 1 : start + self.events[start].end]
-        return any(e.module in self.pending and self.calls(e.module)[0] > start for e in inside)
-
-    def skip(self, module):
-        """Take what runs inside a module's next call out of the events."""
-        start = self.calls(module)[0]
-        taken = self.events[start].end - 1
-        for i in range(start):
-            event = self.events[i]
-            if event.side == INPUT and i + event.end > start:
-                self.events[i] = event._replace(end=event.end - taken)
-        self.events[start : start + taken + 1] = [Event(module, INPUT, 1)]
-        self.pending.add(module)
-
-    def go(self, at):
-        """Stand at an event."""
-        self.pending -= (
-            {e.module for e in self.events[self.at + 1 : at + 1] if e.side == INPUT}
-            if at != END
-            else self.pending
-        )
-        self.at = at
-
-
-@st.composite
-def programs(draw, facts, *, edits=IN_PLACE + REPLACING, rows=False, loops=True, longest=8):
-    """A legal program for a model; for one invoke of several, only what keeps rows apart."""
-    walk, acts = Walk(facts), []
-    kinds = [_read, _read, _edit, _edit, _edit, _call]
-    kinds += [_loop] * loops + [_skip] * (edits != IN_PLACE)
-    for _ in range(draw(st.integers(0, longest))):
-        act = draw(st.sampled_from(kinds))(draw, walk, edits, rows)
-        if act is not None:
-            acts.append(act)
-    ending = draw(st.sampled_from(["result", "result", "nothing", "stop"]))
-    if ending == "stop" and not rows:
-        acts.append(Stop(walk.at))
-    elif ending == "result":
-        walk.go(END)
-        acts.append(Result(END))
-    return tuple(acts)
-
-
-def _path(draw, walk, module):
-    return draw(st.sampled_from(walk.facts.paths[module]))
-
-
-def _chosen(draw, found):
-    """One of the first few, so that a program does not run to the end at once."""
-    return found[draw(st.integers(0, min(len(found) - 1, 6)))]
-
-
-_numbers = st.sampled_from([0.0, 0.5, -1.0, 2.0])
-
-
-def _site(draw, walk):
-    found = walk.sites()
-    if not found:
-        return None
-    at, module, side = _chosen(draw, found)
-    walk.go(at)
-    site = "output" if side == OUTPUT else draw(st.sampled_from(["input", "inputs"]))
-    return at, _path(draw, walk, module), site
-
-
-def _read(draw, walk, edits, rows):
-    found = _site(draw, walk)
-    if found is None:
-        return None
-    walk.kept += 1
-    return Read(*found)
-
-
-def _source(draw, walk):
-    return draw(st.none() | st.integers(0, walk.kept - 1)) if walk.kept else None
-
-
-def _edit(draw, walk, edits, rows):
-    source = _source(draw, walk)
-    found = _site(draw, walk)
-    if found is None:
-        return None
-    late = found[2] != "output" and walk.here.side == OUTPUT
-    if late and (rows or edits == REPLACING):
-        return Read(*found)
-    how = draw(st.sampled_from(("set", "mul") if late else edits))
-    walk.kept += 1
-    return Edit(*found, how, draw(st.integers(0, 2)), draw(_numbers), source)
-
-
-def _skip(draw, walk, edits, rows):
-    found = walk.skippable()
-    if not found:
-        return None
-    module = draw(st.sampled_from(found))
-    act = Skip(walk.at, _path(draw, walk, module), draw(_numbers), _source(draw, walk))
-    walk.skip(module)
-    return act
-
-
-def _call(draw, walk, edits, rows):
-    if not walk.facts.plain:
-        return None
-    module = draw(st.sampled_from(walk.facts.plain))
-    act = Call(walk.at, _path(draw, walk, module), draw(_numbers), _source(draw, walk))
-    walk.kept += 1
-    return act
-
-
-def _loop(draw, walk, edits, rows):
-    """A loop over the calls of one module, from where the program stands."""
-    calls = [e.module for e in walk.events if e.side == INPUT]
-    often = sorted({m for m in calls if calls.count(m) > 1})
-    if walk.at == END or not often:
-        return None
-    module = draw(st.sampled_from(often))
-    outputs = isinstance(walk.facts.outputs.get(module), Tensor)
-    if not outputs or walk.here.module == module:
-        return None
-    site = draw(st.sampled_from(["output", "input"]))
-    ahead = walk.ahead(module, OUTPUT if site == "output" else INPUT)
-    if not ahead:
-        return None
-    which = slice(
-        draw(st.integers(0, len(ahead) - 1)),
-        draw(st.none() | st.integers(1, len(ahead) + 1)),
-        draw(st.sampled_from([None, 1, 2])),
-    )
-    if which.stop is not None and which.stop <= which.start:
-        return None
-    at = tuple(ahead[which])
-    path, edit = _path(draw, walk, module), not rows and draw(st.booleans())
-    ends = which.stop is None or len(range(which.start, which.stop, which.step or 1)) > len(at)
-    walk.go(END if ends else at[-1])
-    return Loop(at, path, site, which, edit)

@@ -60,7 +60,7 @@ def equal(left, right):
 def test_reading_a_gradient_in_a_trace(net, x):
     expected = oracle(net, x)
     model = NNsight(net)
-    with mounted(), model.trace(x):
+    with model.trace(x):
         hidden = model.layer1.output
         with model.output.sum().backward():
             g = hidden.grad
@@ -70,7 +70,7 @@ def test_reading_a_gradient_in_a_trace(net, x):
 def test_a_leaf_where_no_parameter_requires_gradients(net, x):
     expected, _ = oracle(net, x)
     model = NNsight(net.requires_grad_(False))
-    with mounted(), model.trace(x):
+    with model.trace(x):
         hidden = model.layer1.output
         hidden.requires_grad_(True)
         loss = model.output.sum()
@@ -86,7 +86,7 @@ def test_a_leaf_where_no_parameter_requires_gradients(net, x):
 def test_an_edit_in_a_trace_flows_on(net, x):
     expected = oracle(net, x, edit=lambda g: g * 3)
     model = NNsight(net)
-    with mounted(), model.trace(x):
+    with model.trace(x):
         hidden = model.layer1.output
         with model.output.sum().backward(retain_graph=True):
             g = hidden.grad.clone()
@@ -96,7 +96,7 @@ def test_an_edit_in_a_trace_flows_on(net, x):
 
 def test_several_backwards_in_one_trace(net, x):
     model = NNsight(net)
-    with mounted(), model.trace(x):
+    with model.trace(x):
         hidden = model.layer1.output
         out = model.output
         with out[0, 0].backward(retain_graph=True):
@@ -110,7 +110,7 @@ def test_several_backwards_in_one_trace(net, x):
 def test_without_with_it_is_torchs_own_in_a_trace_too(net, x):
     _, weight = oracle(net, x)
     model = NNsight(net)
-    with mounted(), model.trace(x):
+    with model.trace(x):
         hidden = model.layer1.output
         g = torch.autograd.grad(net.layer2(hidden).sum(), hidden)[0]
         hidden.retain_grad()
@@ -122,7 +122,7 @@ def test_without_with_it_is_torchs_own_in_a_trace_too(net, x):
 def test_a_module_can_be_read_inside_the_block_of_a_backward(net, x):
     expected, _ = oracle(net, x)
     model = NNsight(net)
-    with mounted(), model.trace(x):
+    with model.trace(x):
         hidden = model.layer1.output
         with (hidden**2).sum().backward(retain_graph=True):
             at_hidden = hidden.grad
@@ -139,7 +139,7 @@ def test_a_module_can_be_read_inside_the_block_of_a_backward(net, x):
 def test_an_error_in_the_block_ends_backward_and_trace(net, x):
     model = NNsight(net)
     with pytest.raises(KeyError):
-        with mounted(), model.trace(x):
+        with model.trace(x):
             hidden = model.layer1.output
             with model.output.sum().backward():
                 hidden.grad
@@ -149,7 +149,7 @@ def test_an_error_in_the_block_ends_backward_and_trace(net, x):
 
 def test_stopping_the_trace_inside_the_block_ends_both(net, x):
     model = NNsight(net)
-    with mounted(), model.trace(x) as tracer:
+    with model.trace(x) as tracer:
         hidden = model.layer1.output
         with (hidden * 2).sum().backward():
             hidden.grad
@@ -161,7 +161,7 @@ def test_stopping_the_trace_inside_the_block_ends_both(net, x):
 def test_a_missing_gradient_is_an_error_at_the_users_line(net, x):
     model = NNsight(net)
     with pytest.raises(GradientError, match="no gradient came to turned") as caught:
-        with mounted(), model.trace(x):
+        with model.trace(x):
             turned = model.layer1.output.T
             with model.output.sum().backward():
                 turned.grad
@@ -180,7 +180,7 @@ def test_in_a_language_model(llm):
     logits = llm._model(prompt).logits
     handle.remove()
     (expected,) = torch.autograd.grad(logits[0, -1, 9], kept[0])
-    with mounted(), llm.trace(prompt):
+    with llm.trace(prompt):
         hidden = llm.transformer.h[1].output
         hidden.requires_grad_(True)
         with llm.lm_head.output[0, -1, 9].backward():
@@ -192,7 +192,7 @@ def test_in_a_language_model(llm):
 def test_in_invokes_each_sees_and_changes_its_rows(net, x):
     model = NNsight(net)
     got = []
-    with mounted(), model.trace() as tracer:
+    with model.trace() as tracer:
         for scale in (1, 2):
             with tracer.invoke(x * scale):
                 hidden = model.layer1.output
@@ -209,7 +209,7 @@ def test_in_invokes_each_sees_and_changes_its_rows(net, x):
 
 def test_gradients_flow_through_generate_when_asked(llm):
     prompt = torch.tensor([[3, 5, 7, 11]])
-    with mounted(), llm.generate(prompt, max_new_tokens=3, grad=True) as tracer:
+    with llm.generate(prompt, max_new_tokens=3, grad=True) as tracer:
         for step in tracer.iter[:]:
             if step == 0:
                 hidden = llm.transformer.h[1].output
@@ -237,7 +237,7 @@ def through_a_loop(model, prompt, steps):
 
 
 def test_without_grad_generate_gives_no_gradients(llm):
-    with mounted(), llm.generate(torch.tensor([[3, 5]]), max_new_tokens=2) as tracer:
+    with llm.generate(torch.tensor([[3, 5]]), max_new_tokens=2) as tracer:
         for step in tracer.iter[:]:
             if step == 0:
                 hidden = llm.transformer.h[1].output
@@ -246,6 +246,29 @@ def test_without_grad_generate_gives_no_gradients(llm):
     with pytest.raises(RuntimeError, match="does not require grad"):
         with insitu.backward(logits[0, -1].max()):
             hidden.grad
+
+
+def far_away(loss):
+    says_it(loss)
+
+
+def trace_far_away(model, x):
+    with model.trace(x):
+        far_away(model.output.sum())
+
+
+def trace_nearby(model, x):
+    with model.trace(x):
+        says_it(model.output.sum())
+
+
+def test_two_functions_down_the_error_says_what_to_write(net, x):
+    model = NNsight(net)
+    trace_nearby(model, x)
+    assert net.layer1.weight.grad is not None
+    with pytest.raises(TypeError) as caught:
+        trace_far_away(model, x)
+    assert "with insitu.backward(loss):" in caught.value.__notes__[0]
 
 
 # The method -------------------------------------------------------------------------------------

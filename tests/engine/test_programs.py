@@ -10,24 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from drawn_programs import broken, programs
 from little_models import WIDTH, Spec, build, observed, set_variant, specs
 from programs import (
-    END,
-    IN_PLACE,
-    REPLACING,
-    Held,
-    Result,
-    Stopped,
-    Traced,
-    by_hooks,
-    copy,
-    perform,
-    programs,
-    same,
+    END, IN_PLACE, REPLACING, Held, Result, Stopped, Traced, Wrong, by_hooks, copy, perform, same,
 )  # fmt: skip
 from untouched import state
 
-from insitu import NNsight
+from insitu import InsituError, NNsight
 
 FAST = settings(
     max_examples=60, deadline=None, derandomize=True, database=None,
@@ -115,23 +105,20 @@ def in_later_passes(case):
 def inside_a_trace_of_the_same_module(case):
     """And of another model, with passes that run between any two statements."""
     net, model = a_used_model(case)
-    outer, other, x = NNsight(net), NNsight(build(case.spec)), inputs()
+    outer, other, x, seen = NNsight(net), NNsight(build(case.spec)), inputs(), []
     before = state(net, other._module)
 
     def trace_another():
         with other.trace(inputs(2)):
             seen.append(other.output)
-        seen.append(net(inputs(2)))
+        seen.append(net(inputs(3)))
 
-    plain, seen = (net(inputs(1)), net(inputs(2)), other._module(inputs(2))), []
-    with outer.trace(inputs(1)), other.trace(inputs(2)) as around:
-        given = outer.input.clone()
-        outer.input = given
+    with outer.trace(inputs(1)) as around, other.trace(inputs(2)) as beside:
+        outer.input[:] *= 1
         agree(traced(model, case, x, trace_another), expected(case, x))
-        out = outer.output, *seen[1:2], around.result, *seen[:1]
-    assert same(out[0], plain[0]) and same(given, inputs(1))
-    assert same(seen, [plain[2], plain[1]] * (len(seen) // 2))
-    assert same(out[-2 if seen else -1], plain[2])
+        results = around.result, beside.result
+    assert same(results, (net(inputs(1)), other._module(inputs(2))))
+    assert same(seen, [other._module(inputs(2)), net(inputs(3))] * (len(seen) // 2))
     assert state(net, other._module) == before
 
 
@@ -236,3 +223,78 @@ def test_invokes_read_what_single_runs_read(way):
 @pytest.mark.slow
 def test_thousands_of_invokes_read_what_single_runs_read(way):
     LONG(given(several())(way))()
+
+
+# What is wrong ------------------------------------------------------------------------------------
+
+
+@st.composite
+def broken_cases(draw, first=True):
+    spec, variant = draw(specs), draw(st.integers(0, 1))
+    learned = frozenset() if first else frozenset(e.module for e in observed(spec, 0).events)
+    return Case(spec, variant, draw(broken(observed(spec, variant), learned)))
+
+
+def told(case):
+    """The program's wrong act, and the program without it."""
+    wrong = next(act for act in case.program if isinstance(act, Wrong))
+    return wrong, Case(case.spec, case.variant, tuple(a for a in case.program if a is not wrong))
+
+
+def refused(model, case, x):
+    """The log of a program whose wrong statement got its error, there."""
+    wrong, legal = told(case)
+    sites = []
+    try:
+        with model.trace(x.clone()) as tracer:
+            sites.append(Traced(model, tracer))
+            perform(case.program, sites[0], facts(case), x)
+            done = True
+    except InsituError as error:
+        assert not wrong.caught, "the block did not get the error"
+        assert type(error).__name__ in wrong.expected, f"{wrong}: {error!r}"
+        at_the_end = wrong.kind == "skip" and len(sites[0].log) == len(case.program)
+        assert at_the_end or len(sites[0].log) == case.program.index(wrong), "it came elsewhere"
+        assert all(line.strip() for line in str(error).split("\n")[:3])
+    else:
+        assert wrong.caught and done, f"{wrong} raised nothing"
+        assert dict(sites[0].log)[wrong] is True, f"{wrong} was not refused"
+    return [entry for entry in sites[0].log if entry[0] is not wrong]
+
+
+def is_refused(net, model, case):
+    _, legal = told(case)
+    x, before = inputs(), state(net)
+    log = refused(model, case, x)
+    agree(log, expected(legal, x)[: len(log)])
+    assert state(net) == before
+    for _ in range(2):  # the next run is right
+        agree(traced(model, legal, x), expected(legal, x))
+    assert state(net) == before
+
+
+def refused_in_a_first_pass(case):
+    net = a_net(case)
+    is_refused(net, NNsight(net), case)
+
+
+def refused_in_a_later_pass(case):
+    is_refused(*a_used_model(case), case)
+
+
+WRONG_WAYS = {
+    refused_in_a_first_pass: broken_cases(first=True),
+    refused_in_a_later_pass: broken_cases(first=False),
+}
+wrong_ways = pytest.mark.parametrize("way", WRONG_WAYS)
+
+
+@wrong_ways
+def test_a_wrong_statement_gets_its_error_there_and_leaves_nothing(way):
+    FAST(given(WRONG_WAYS[way])(way))()
+
+
+@wrong_ways
+@pytest.mark.slow
+def test_thousands_of_wrong_statements_get_their_errors(way):
+    LONG(given(WRONG_WAYS[way])(way))()

@@ -478,7 +478,8 @@ def test_a_source_lists_its_operations_without_a_run(model):
     assert "torch_relu_0" in source
     assert "torch_relu_1" not in source
     assert source[3]._path == "one.source.torch_relu_0"
-    assert source["torch_relu_0"] is source.torch_relu_0
+    assert source["torch_relu_0"] is source.torch_relu_0 is source[3]
+    assert source[-1]._name == "self_method_0"
     assert set(dir(source.torch_relu_0)) == {"output", "input", "inputs", "skip", "next", "source"}
     assert model.one.source is source
     assert model.two.source is not source
@@ -647,6 +648,8 @@ def test_a_pass_held_open_stands_at_an_operation(model, x, one):
     relu = model.one.source.torch_relu_0.output
     assert run.where == "one.source.torch_relu_0.output"
     assert torch.equal(relu, one["relu"])
+    run.until(model.one.source.double_0)
+    assert torch.equal(run.value, one["double"])
     run.step()
     assert run.where == "one.b.output"
     run.close()
@@ -716,6 +719,37 @@ def test_a_module_called_twice_gives_its_operations_twice(x):
             values.append(model.layer.source.torch_relu_0.next().output)
         assert torch.equal(values[0], first["relu"])
         assert torch.equal(values[1], second["relu"])
+
+
+def test_two_names_of_one_module_meet_at_the_same_operations(x):
+    net = nn.ModuleDict({"a": Layer(), "b": nn.Identity()}).requires_grad_(False)
+    net["b"] = net["a"]
+    net.forward = lambda x: net["b"](x)
+    model = NNsight(net)
+    one = by_hand(net["a"], x)
+    with model.trace(x):
+        first = model.a.source.torch_relu_0.output
+        again = model.b.source.torch_relu_0.output
+        second = model.b.source.double_0.output
+        third = model.a.source.self_method_0
+        value = third.output
+    assert first is again
+    assert torch.equal(first, one["relu"])
+    assert torch.equal(second, one["double"])
+    assert torch.equal(value, one["method"])
+
+
+def test_an_operation_of_another_wrapper_of_the_model_is_met(net, x, one):
+    outer, other = NNsight(net), NNsight(net)
+    with outer.trace(x):
+        first = other.one.source.torch_relu_0.output
+        again = outer.one.source.torch_relu_0.output
+        doubled = outer.one.source.double_0.output
+        tanh = other.one.source.torch_tanh_0.output
+    assert first is again
+    assert torch.equal(first, one["relu"])
+    assert torch.equal(doubled, one["double"])
+    assert torch.equal(tanh, one["tanh0"])
 
 
 class Scaled(nn.Linear):

@@ -1,4 +1,4 @@
-"""What a run must leave as it was: every module's own namespace and hooks, and all of torch's modes.
+"""What a run must leave as it was: each module's namespace and hooks, and all of torch's modes.
 
 before = state(net)
 …                              # a trace that fails
@@ -23,6 +23,8 @@ HOOKS = (
     "_backward_pre_hooks", "_state_dict_hooks",
 )  # fmt: skip
 
+GLOBAL = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+
 
 def of_module(module):
     """A module's own namespace: names, hooks, and which weights and submodules it holds."""
@@ -33,7 +35,8 @@ def of_module(module):
         own.get("forward"),
         type(module).__dict__.get("forward"),
         tuple(tuple(own[name].items()) for name in HOOKS),
-        tuple((name, id(value)) for kind in ("_parameters", "_modules") for name, value in own[kind].items()),
+        tuple((name, id(value)) for name, value in own["_parameters"].items()),
+        tuple(own["_modules"].items()),
         module.training,
     )  # fmt: skip
 
@@ -54,10 +57,7 @@ def of_torch():
         "tensor": dict(vars(torch.Tensor)),
         "module": dict(vars(torch.nn.Module)),
         "autograd": (torch.autograd.backward, torch.autograd.grad),
-        "global hooks": [
-            len(getattr(torch.nn.modules.module, name))
-            for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
-        ],
+        "global hooks": [len(getattr(torch.nn.modules.module, f"_global_{kind}")) for kind in GLOBAL],
     }  # fmt: skip
 
 
@@ -76,6 +76,6 @@ def of_python():
 
 
 def state(*nets):
-    """Everything at once, for comparison; greenlets are left to conftest's guard, they take long."""
+    """Everything at once, for comparison; greenlets are left to conftest's guard, which is slow."""
     modules = [of_module(module) for net in nets for module in net.modules()]
     return {"modules": modules, **of_torch(), **of_python()}

@@ -118,8 +118,8 @@ def unmount() -> None:
 def can_use(frame: FrameType) -> bool:
     """Whether a frame's code, or a Python function that it names, says `backward`."""
     use = _uses.get(id(frame.f_code)) or _look_at(frame)
-    if use.says:
-        return True
+    if use.says or not (use.functions or use.local_functions):
+        return use.says
     elsewhere = frame.f_globals
     values = [elsewhere.get(name) for name in use.functions]
     if use.local_functions:

@@ -27,7 +27,7 @@ _SHOWN = 3
 _FORCED = ", forced past the check"
 
 Write = tuple[Any, str, CodeType, int, str]
-"""Whose site, which one, the instruction that wrote to it, and what there is to say of the value."""
+"""Whose site, which one, the instruction that wrote there, and what to say of the value."""
 
 
 class Written(Protocol):
@@ -36,7 +36,8 @@ class Written(Protocol):
     writes: deque[Write] | None
 
     @property
-    def arming(self) -> Any: ...
+    def arming(self) -> Any:
+        """The pass itself, which its lanes share."""
 
 
 def begin(run: Written) -> deque[Write]:

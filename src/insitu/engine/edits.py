@@ -16,11 +16,14 @@ from typing import Any
 
 from insitu.engine.capture.bodies import Names, Skip, find_body
 from insitu.engine.capture.scope import Body
+from insitu.engine.capture.trial import apart
 from insitu.engine.interleave import Pass
 from insitu.engine.invoke import Bodies
 from insitu.engine.lane import Lane
 from insitu.errors import InsituWarning, NeverRanError
 
+SCAN = "scan"
+"""The kind of a pass on fake tensors."""
 
 class Edit:
     """One captured change, run in every pass of the wrapper it belongs to."""
@@ -35,7 +38,8 @@ class Edit:
         step = max(lane.step, 0)
         try:
             while True:
-                self.body.run(self.names.fresh())
+                names = self.names.fresh()
+                self.body.run(apart(names) if lane.kind == SCAN else names)
                 step += 1
                 if not (lane.run.stepping and lane.advance(step)):
                     return

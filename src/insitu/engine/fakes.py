@@ -4,8 +4,11 @@ with fake_tensors(net):
     net(torch.rand(5, 3)).shape
 """
 
+import logging
+
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,16 +16,24 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from insitu.engine import fake_dtypes
+
+_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _CONTAINERS = (dict, list, set)
 _ARMED = {"forward"}
 """Another thread's pass may put its wrapper into a module meanwhile: that is not ours to undo."""
 
 
 @contextmanager
-def fake_tensors(module: nn.Module) -> Iterator[None]:
-    """Compute on fake tensors; the module is afterwards as it was."""
+def fake_tensors(*modules: nn.Module) -> Iterator[None]:
+    """Compute on fake tensors; the modules are afterwards as they were."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with _as_before(module), mode, _MakeFake(mode):
+    with ExitStack() as stack:
+        stack.enter_context(_unlogged())
+        for module in modules:
+            stack.enter_context(_as_before(module))
+        stack.enter_context(mode)
+        stack.enter_context(_MakeFake(mode))
         yield
 
 
@@ -41,6 +52,7 @@ class _MakeFake(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operation on fakes; the same real tensor is the same fake every time."""
+        fake_dtypes.check(func, args)
         args, kwargs = tree_map_only(Tensor, self._fake, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -49,12 +61,31 @@ class _MakeFake(TorchDispatchMode):
 
 
 @contextmanager
-def _as_before(root: nn.Module) -> Iterator[None]:
-    """Put back what a forward leaves in its modules: a fake tensor must not stay in one."""
-    before = [(module, dict(module.__dict__), _inside(module)) for module in root.modules()]
+def _unlogged() -> Iterator[None]:
+    """Keep torch from printing, beside the error it raises, what an operation failed with."""
+    thread = get_ident()
+
+    def is_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    _LOG.addFilter(is_elsewhere)
     try:
         yield
     finally:
+        _LOG.removeFilter(is_elsewhere)
+
+
+@contextmanager
+def _as_before(root: nn.Module) -> Iterator[None]:
+    """Put back what a run leaves in its modules: a fake tensor must not stay in one."""
+    before = [(module, dict(module.__dict__), _inside(module)) for module in root.modules()]
+    gradients = [(weight, weight.grad) for weight in root.parameters()]
+    try:
+        yield
+    finally:
+        for weight, gradient in gradients:
+            if weight.grad is not gradient:
+                weight.grad = gradient
         for module, attributes, inside in before:
             _restore(module.__dict__, attributes)
             for container, content in inside:

@@ -24,6 +24,7 @@ Backwards of one thread nest, for torch's engine keeps one stack of them per thr
 """
 
 import contextvars
+import inspect
 import itertools
 import sys
 import threading
@@ -53,6 +54,8 @@ _autocast = torch._C._is_any_autocast_enabled
 _functions = torch._C._len_torch_function_stack
 _dispatches = torch._C._len_torch_dispatch_stack
 
+_SUSPENDS = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
 _new_key = itertools.count(-1, -1).__next__  # torch's own hook handles count upwards
 Passed = tuple[Tensor, int]
 """A gradient, and its version when it had passed."""
@@ -79,7 +82,7 @@ class Backward(TorchFunctionMode):
     """The backward begun last before this one in its thread, and after it, while they run."""
     block_modes: Any = True
     backward_modes: Any = True
-    plain = light = mounted = started = ended = closed = False
+    plain = light = unshared = mounted = started = ended = closed = False
     error: BaseException | None = None
 
     def __init__(
@@ -101,6 +104,7 @@ class Backward(TorchFunctionMode):
             raise misses.used_twice()
         self.frame = frame = sys._getframe(1)
         self.entered_at = frame.f_lasti
+        self.unshared = not frame.f_code.co_flags & _SUSPENDS
         self.alone = NEVER if self.arguments[2] else alone()
         self.before = _innermost.get()
         try:
@@ -135,10 +139,10 @@ class Backward(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func == _get_grad and _innermost.get() is self:
+        if func == _get_grad and (self.unshared or _innermost.get() is self):
             tensor = args[0]
             return self.value if tensor is self.at else self._read(tensor)
-        if func == _set_grad and _innermost.get() is self:
+        if func == _set_grad and (self.unshared or _innermost.get() is self):
             return self._write(*args)
         return func(*args, **kwargs) if kwargs else func(*args)
 
@@ -384,7 +388,8 @@ class Backward(TorchFunctionMode):
 _innermost: contextvars.ContextVar[Backward | None] = contextvars.ContextVar(
     "insitu_backward", default=None
 )
-"""Whose block this context is in: a mode is the whole thread's, with all its tasks."""
+"""Whose block this context is in: a mode is the whole thread's, with all its tasks. Asked only
+where the block can be suspended."""
 
 
 class _Running(threading.local):

@@ -21,6 +21,7 @@ from insitu.engine.interleave import Pass
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.running import opened
 from insitu.engine.save import mount
+from insitu.engine.source.operations import Operation
 from insitu.engine.values import describe
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InsituWarning
@@ -44,8 +45,10 @@ class Run:
         self._dropped = weakref.finalize(self, _close_dropped, run)
         self._dropped.atexit = False
 
-    def until(self, site: WrappedModule | str) -> "Run":
+    def until(self, site: WrappedModule | Operation | str) -> "Run":
         """Run up to a site: a module (its output) or a path such as `"transformer.h.3.input"`.
+
+        An operation inside a forward stands for its output too.
 
         Raises:
             OutOfOrderError: the pass is already beyond it.
@@ -57,6 +60,8 @@ class Run:
         try:
             if kind == INPUT:
                 run.read_inputs(node)
+            elif isinstance(node, Operation):
+                _ = node.output
             elif run.at_output is not node._module:
                 run.read_output(node, node._module)
         finally:
@@ -133,8 +138,8 @@ class Run:
         at_site = self._pass.at_output is not None or self._pass.at_input is not None
         return f"<pass at {self.where}{': ' + describe(self.value) if at_site else ''}>"
 
-    def _site(self, site: WrappedModule | str) -> tuple[WrappedModule, int]:
-        if isinstance(site, WrappedModule):
+    def _site(self, site: WrappedModule | Operation | str) -> tuple[WrappedModule | Operation, int]:
+        if isinstance(site, (WrappedModule, Operation)):
             return site, OUTPUT
         path, _, last = site.rpartition(".")
         if last not in ("output", "input", "inputs"):

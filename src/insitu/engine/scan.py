@@ -6,14 +6,20 @@ with model.scan("The Eiffel Tower is in"):
 Works on a model whose weights are on `meta`, costs no memory, and changes nothing.
 """
 
-from types import TracebackType
+import sys
+from collections.abc import Iterable
+from types import FrameType, TracebackType
 from typing import Any
 
+from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
+from torch.utils._python_dispatch import _disable_current_modes
 
+from insitu.engine.batch import Call, Rows
+from insitu.engine.edits import SCAN
 from insitu.engine.fakes import fake_tensors
 from insitu.engine.trace import Tracer
 from insitu.errors import ScanError
@@ -24,13 +30,22 @@ _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 class Scan:
     """`with model.scan(x) as tracer:`; inside it every tensor is a fake one."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
-        self._fakes = fake_tensors(tracer.module)
+    def __init__(self, tracer: Tracer, beside: Iterable[nn.Module] = ()) -> None:
+        call = tracer.give_call()
+        self._tracer = tracer.again(SCAN, RealInputs(call) if call.pending else call)
+        self._fakes = fake_tensors(tracer.module, *beside)
 
     def __enter__(self) -> Tracer:
+        return self.enter(sys._getframe(1))
+
+    def enter(self, frame: FrameType) -> Tracer:
+        """Begin, for the block of the `with` that a frame is just entering."""
         self._fakes.__enter__()
-        return self._tracer.__enter__()
+        try:
+            return self._tracer.enter(frame)
+        except BaseException:
+            self._fakes.__exit__(None, None, None)
+            raise
 
     def __exit__(
         self,
@@ -47,6 +62,25 @@ class Scan:
             raise _needs_values(cause) from cause
         finally:
             self._fakes.__exit__(None, None, None)
+
+
+class RealInputs:
+    """The call of a trace whose invokes bring its inputs: those are joined as they are."""
+
+    pending = True
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def join(self, calls: list[Call]) -> tuple[Any, tuple[Rows, ...]]:
+        """One call made of several; to pad and to place them takes their values."""
+        with _disable_current_modes():
+            joined: tuple[Any, tuple[Rows, ...]] = self._call.join(calls)
+            return joined
+
+    def alone(self) -> Any:
+        """The call without any input."""
+        return self._call.alone()
 
 
 def _needs_values(cause: BaseException) -> ScanError:

@@ -10,7 +10,7 @@ import dis
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Unpack
 
@@ -45,7 +45,8 @@ class Tracer:
     """One trace: its pass begins when the block asks for something, and ends with the block."""
 
     __slots__ = (
-        "__weakref__", "_backwards", "_bodies", "_call", "_kind", "_root", "_run", "_stepping", "_untold", "watch",
+        "__weakref__", "_backwards", "_bodies", "_call", "_kind", "_root", "_run", "_stepping",
+        "_untold", "check", "quiet", "watch",
     )  # fmt: skip
 
     def __init__(self, root: Any, call: Any, kind: str, stepping: bool) -> None:
@@ -58,11 +59,19 @@ class Tracer:
         self._untold = True
         self._backwards = False
         self.watch: Watcher | None = None
+        self.check: Callable[[Tracer, FrameType], None] | None = None
+        self.quiet = False
 
     def alone(self) -> Any:
         """Run without a block and give what the call returns."""
+        self.check = None
         with self:
             return self.result
+
+    def again(self, kind: str, call: Any) -> "Tracer":
+        """The same trace, of another call or kind; the order of modules is learned for each kind."""
+        self._untold = False
+        return Tracer(self._root, call, kind, self._stepping)
 
     def give_call(self) -> Any:
         """The call this trace would make, for someone who makes it otherwise."""
@@ -79,9 +88,15 @@ class Tracer:
             )
 
     def __enter__(self) -> "Tracer":
+        return self.enter(sys._getframe(1))
+
+    def enter(self, frame: FrameType) -> "Tracer":
+        """Begin, for the block of the `with` that a frame is just entering."""
         mount()
+        if self.check is not None:
+            self._untold = False  # it has been entered, whatever comes of it
+            self.check(self, frame)
         self._run = run = Pass(self._root, self._call, self._kind, self._stepping)
-        frame = sys._getframe(1)
         run.entered = frame.f_code, frame.f_lasti
         self._backwards = backward_call.mount(frame)
         run.outer = active.get()
@@ -209,7 +224,8 @@ class Tracer:
 
     def log(self, *values: Any) -> None:
         """Print values, now; from a block that runs on a server they come to this terminal."""
-        print(*values)
+        if not self.quiet:
+            print(*values)
 
     def _running(self) -> Any:
         """This trace's pass, or the lane of the captured body that asks."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from insitu.engine import names
+from insitu.engine import names, validate
 from insitu.engine.batch import Call, Rows, join, tensors
 from insitu.engine.edits import Edit, Editor
 from insitu.engine.held import Run
@@ -157,13 +157,16 @@ class NNsight(WrappedModule):
             out = model.trace(x)                    # without a `with`: run, and give the output
 
         Args:
-            *args, **kwargs: what the module's forward takes.
+            *args, **kwargs: what the module's forward takes; `validate=True` checks the block on
+                fake tensors before the model runs.
 
         Raises:
             InputError: no input was given.
         """
         untraced = bool(kwargs) and not kwargs.pop("trace", True)
+        checked = bool(kwargs) and validate.wanted(kwargs)
         tracer = Tracer(self, self._forward(args, kwargs), "trace", False)
+        tracer.check = validate.check if checked else None
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
 
     def open(self, *args: Any, **kwargs: Any) -> Run:
@@ -175,6 +178,7 @@ class NNsight(WrappedModule):
 
         Opening another pass of this model in the same thread closes the earlier one.
         """
+        validate.refuse(kwargs, "open", "what runs in a pass held open is not known yet")
         call = self._forward(args, kwargs)
         return Run(self, call.alone() if call.pending else call, "trace", False)
 
@@ -193,6 +197,7 @@ class NNsight(WrappedModule):
         with model.scan(x):
             width = model.layer1.output.shape[-1]
         """
+        validate.wanted(kwargs)  # a scan checks its block anyway
         return Scan(self.trace(*args, **kwargs))
 
     def session(self) -> Session:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from insitu.engine import paths
+from insitu.engine import paths, validate
 from insitu.engine.batch import Call, Rows
 from insitu.engine.held import Run
 from insitu.engine.interleave import Pass
@@ -91,14 +91,17 @@ class LanguageModel(NNsight):
         Args:
             *args: text, a list of texts, token ids (list, nested list or tensor), or a tokenizer's
                 output. Texts of unequal length are padded on the left, with mask and positions.
-            **kwargs: what the model's forward takes (`input_ids=…`, `output_attentions=True`).
+            **kwargs: what the model's forward takes (`input_ids=…`, `output_attentions=True`);
+                `validate=True` checks the block on fake tensors before the model runs.
 
         Raises:
             InputError: no prompt, or one without tokens.
             UsageError: a setting of `generate()`, or one the model does not know.
         """
         untraced = bool(kwargs) and not kwargs.pop("trace", True)
+        checked = bool(kwargs) and validate.wanted(kwargs)
         tracer = Tracer(self, self._one_forward("trace", args, kwargs), "trace", False)
+        tracer.check = validate.check if checked else None
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -116,6 +119,7 @@ class LanguageModel(NNsight):
                 gradients flow from each step back through the cache to those before it.
         """
         untraced = bool(kwargs) and not kwargs.pop("trace", True)
+        validate.refuse(kwargs, "generate", "a generation goes on from the tokens it has chosen")
         tracer = Tracer(self, self._generation(args, kwargs), "generate", True)
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
 
@@ -130,6 +134,7 @@ class LanguageModel(NNsight):
             *args, **kwargs: as for `trace`.
             generate: hold a generation of that many tokens open instead of one forward.
         """
+        validate.refuse(kwargs, "open", "what runs in a pass held open is not known yet")
         steps = generate is not None
         call = (
             self._generation(args, {"max_new_tokens": generate, **kwargs})

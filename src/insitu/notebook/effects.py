@@ -179,6 +179,8 @@ def _obstacle(recorder: Recorder, model: Any, took_s: float) -> str:
     writes = recorder.writes
     if len(writes) > REPLAYED_MAX:
         return f"there are {len(writes)} writes, and up to {REPLAYED_MAX} are replayed"
+    if not all(isinstance(write.module, torch.nn.Module) for write in writes):
+        return "an operation inside a forward was written, and only modules are replayed"
     if any(write.values is None for write in writes):
         return "a written value is too large to keep, or of another structure"
     order = model._orders.get("trace")  # None while every pass so far has skipped something

@@ -226,6 +226,19 @@ class Names(dict[str, Any]):
         """Whether the body has stored a name."""
         return name in self and self._lent.get(name, _MISSING) is not self[name]
 
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The names that the body reads, stores or deletes."""
+        return self._body.names
+
+    def given(self) -> dict[str, Any]:
+        """Those of them that have a value now, as a run would find it."""
+        found: dict[str, Any] = {}
+        for name in sorted(self._body.names):
+            with contextlib.suppress(KeyError):
+                found[name] = self[name]
+        return found
+
     # Writing ---------------------------------------------------------------------------------
 
     def write_back(self) -> None:

@@ -23,8 +23,10 @@ from insitu.errors import SourceError, TraceError
 _COMPILED_CALL = "_compiled_call_impl"
 
 
-def arm(run: Any, operation: Any, kind: int) -> None:
-    """Let a pass stop at an operation.
+def arm(run: Any, operation: Any, kind: int) -> Any:
+    """Let a pass stop at an operation. Gives the one that stands for it in this pass.
+
+    That is another for a module that is reached by two names, or through two wrappers.
 
     Raises:
         OutOfOrderError: its forward has begun without a stop there, and does not begin again.
@@ -38,12 +40,15 @@ def arm(run: Any, operation: Any, kind: int) -> None:
         site = _site(run, operation, operation._in)
         if site is None:
             raise _begun(run, operation, kind)
-    site.armed[index] = operation
-    site.plain[index] = False
-    arming.outputs.add(operation)
-    if kind == INPUT or arming.both:
-        site.both[index] = operation
-        arming.inputs.add(operation)
+    if site.armed[index] is None:
+        site.armed[index] = operation
+        site.plain[index] = False
+        arming.outputs.add(operation)
+    key = site.armed[index]
+    if site.both[index] is None and (kind == INPUT or arming.both):
+        site.both[index] = key
+        arming.inputs.add(key)
+    return key
 
 
 def prepare(run: Any, operation: Any) -> None:

@@ -14,7 +14,7 @@ import functools
 import json
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -74,7 +74,10 @@ def check(function: FunctionType, plan: Plan, name: str, path: str) -> None:
     if fate is None or fate == [name]:
         return
     installed = getattr(sys.modules.get(known.package), "__version__", "?")
-    raise _moved(path, name, fate, plan, f"{known.package} {known.version} → {installed}")
+    # A name that itself once stood for another operation would only raise again.
+    safe = {new for new in fate if fate_of(new, then, now) in (None, [new])}
+    used = {new: f".{new}" if new in safe else f"[{plan.by_name[new].index}]" for new in fate}
+    raise _moved(path, name, used, plan, f"{known.package} {known.version} → {installed}")
 
 
 def fate_of(name: str, then: Mapping[str, str], now: Mapping[str, str]) -> list[str] | None:
@@ -124,27 +127,26 @@ def _mark(text: str) -> str:
 
 
 def _moved(
-    path: str, name: str, fate: Sequence[str], plan: Plan, versions: str
+    path: str, name: str, used: Mapping[str, str], plan: Plan, versions: str
 ) -> UnknownOperationError:
     def told(other: str) -> str:
         number = plan.by_name[other].line
         return f"line {number}: {plan.definition.line(number).strip()}"
 
-    stands = (
-        f"the name now stands for another one ({told(name)})"
-        if name in plan.by_name
-        else ("nothing has that name now")
-    )
-    if len(fate) == 1:
+    stands = "nothing has that name now"
+    if name in plan.by_name:
+        stands = f"the name now stands for another one ({told(name)})"
+    if len(used) == 1:
+        ((new, use),) = used.items()
         return UnknownOperationError(
-            f"{path}.{name} moved to {fate[0]} ({versions}).",
-            f"operations of one callee are counted, and the forward has changed; {stands}.",
-            f"use {path}.{fate[0]} ({told(fate[0])}).",
+            f"{path}.{name} moved to {new} ({versions}).",
+            f"the calls of one callee are counted, and the forward has changed; {stands}.",
+            f"use {path}{use} ({told(new)}).",
         )
-    what = "may be one of several now" if fate else "is gone"
-    several = f": {', '.join(fate)}" if fate else ""
+    what = f"may be one of several now: {', '.join(used)}" if used else "is gone"
+    choose = " or ".join(f"{path}{use}" for use in used.values())
     return UnknownOperationError(
-        f"{path}.{name} {what}{several} ({versions}).",
+        f"{path}.{name} {what} ({versions}).",
         f"the forward has changed, and no call in it is clearly the same; {stands}.",
-        f"print({path}) shows the forward; take an operation by its position: {path}[0].",
+        f"print({path}) shows the forward; then {f'use {choose}' if used else 'name another'}.",
     )

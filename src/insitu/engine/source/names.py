@@ -41,7 +41,10 @@ _LOOKS_AT_ITS_CALLER = frozenset(
     + ("sys._getframe", "inspect.currentframe", "inspect.stack", "pdb.set_trace")
     + ("warnings.warn", "torch._dynamo.graph_break")
 )
-_LOGS = re.compile(r"(self\.)?_?(log|logger|logging|LOG|LOGGER)\.\w+$")
+_LOGS = re.compile(
+    r"(self\.)?_?(log|logger|logging)\.(log|debug|info|warn(ing)?|error|exception|critical)(_once)?$",
+    re.IGNORECASE,
+)
 _NO_EXPRESSION = ("ctx", "op", "ops", "attr", "arg", "is_async", "conversion")
 _FIELDS: dict[type[ast.AST], tuple[str, ...]] = {}
 _NOT_ITS_OWN = ("annotation", "body", "orelse", "finalbody", "type_comment", "op")

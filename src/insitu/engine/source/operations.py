@@ -49,6 +49,7 @@ class Source:
         self._plan = plan_of(chain.function)
         self._known = known
         self._path = f"{owner._path}.source"
+        self._made: dict[int, Operation] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
@@ -58,7 +59,7 @@ class Source:
         named = plan.by_name.get(name)
         if named is None:
             raise _unknown(self, name)
-        found = self.__dict__[name] = Operation(self, named)
+        found = self.__dict__[name] = self[named.index]
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -71,12 +72,13 @@ class Source:
         object.__setattr__(self, name, value)
 
     def __getitem__(self, key: int | str) -> "Operation":
-        """One operation, by its name or by its position in the text."""
+        """One operation, by its name, or by its position in the text as it is installed."""
         if isinstance(key, str):
             found: Operation = getattr(self, key)
             return found
         named = self._plan.operations[key]
-        return self.__dict__.get(named.name) or Operation(self, named)
+        made = self._made.get(named.index)
+        return made or self._made.setdefault(named.index, Operation(self, named))
 
     def __iter__(self) -> Iterator["Operation"]:
         return (self[index] for index in range(len(self)))
@@ -147,32 +149,32 @@ class Operation:
         run = active.get()
         if run is None or run.root is not self._root or run.closed:
             run = find(self)
-        if run.at_output is self:
-            return run.value
-        if self not in run.arming.outputs:
-            arm(run, self, OUTPUT)
-        return run.read_output(self, self)
+        key = self if self in run.arming.outputs else arm(run, self, OUTPUT)
+        return run.value if run.at_output is key else run.read_output(key, key)
 
     @property
     def input(self) -> Any:
         """The call's first argument, given by position or by keyword; written like `output`."""
-        args, kwargs = self._running(INPUT).read_inputs(self)
+        run, key = self._running(INPUT)
+        args, kwargs = run.read_inputs(key)
         return args[0] if args else next(iter(kwargs.values()), None)
 
     @property
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """All arguments: `(args, kwargs)`; written like `output`."""
-        arguments: tuple[tuple[Any, ...], dict[str, Any]]
-        arguments = self._running(INPUT).read_inputs(self)
+        run, key = self._running(INPUT)
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = run.read_inputs(key)
         return arguments
 
     def skip(self, value: Any) -> None:
         """Replace the next call: it computes nothing and gives `value`."""
-        self._running(INPUT).skip(self, value)
+        run, key = self._running(INPUT)
+        run.skip(key, value)
 
     def next(self) -> "Operation":
         """Go to the next call, in a generation to the next step: `op.next().output`."""
-        next_call(self, self._running(INPUT))
+        run, key = self._running(INPUT)
+        next_call(key, run)
         return self
 
     @property
@@ -182,14 +184,16 @@ class Operation:
         Raises:
             SourceError: it calls nothing, or what it calls is not known or not written in Python.
         """
+        run = active.get()
+        inner: Source | None = self._inner
+        if run is not None and inner is not None and self in (run.arming.sites or ()):
+            return inner  # it has been found in this pass
         callee = _callee(self)
         if isinstance(callee, nn.Module):
-            run = active.get()
             if run is not None and run.whole is self._whole:
                 prepare(run, self)  # the call itself may be asked for when the module has run
             return source_of(_node_of(self, callee))
         chain = follow(callee, f"{self._path}.source")
-        inner: Source | None = self._inner
         if inner is None or inner._chain.function is not chain.function:
             scope = _scope(self._in)
             known = arguments_known(self._named.node, chain.function, chain.bound, scope)
@@ -199,14 +203,14 @@ class Operation:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "output":
-            run = self._running(OUTPUT)
-            if run.at_output is not self:
-                run.read_output(self, self)
+            run, key = self._running(OUTPUT)
+            if run.at_output is not key:
+                run.read_output(key, key)
             run.value = written(run, value, run.value, self, "output")
         elif name == "inputs":
-            run = self._running(INPUT)
-            args, kwargs = written(run, value, run.read_inputs(self), self, "inputs")
-            run.write_inputs(self, tuple(args), dict(kwargs))
+            run, key = self._running(INPUT)
+            args, kwargs = written(run, value, run.read_inputs(key), self, "inputs")
+            run.write_inputs(key, tuple(args), dict(kwargs))
         elif name == "input":
             self._write_input(value)
         else:
@@ -224,24 +228,22 @@ class Operation:
     def __dir__(self) -> list[str]:
         return [*_SITES, "skip", "next", "source"]
 
-    def _running(self, kind: int) -> Any:
-        """The pass around the caller, in which this operation is armed."""
+    def _running(self, kind: int) -> tuple[Any, "Operation"]:
+        """The pass around the caller, and what is armed in it for this operation."""
         run = find(self)
-        arming = run.arming
-        if self not in (arming.outputs if kind == OUTPUT else arming.inputs):
-            arm(run, self, kind)
-        return run
+        armed = run.arming.outputs if kind == OUTPUT else run.arming.inputs
+        return run, self if self in armed else arm(run, self, kind)
 
     def _write_input(self, value: Any) -> None:
-        run = self._running(INPUT)
-        args, kwargs = run.read_inputs(self, 3)
+        run, key = self._running(INPUT)
+        args, kwargs = run.read_inputs(key, 3)
         first = next(iter(kwargs), "input")
         old = args[0] if args else kwargs.get(first)
         value = written(run, value, old, self, "input")
         if args:
-            run.write_inputs(self, (value, *args[1:]), kwargs)
+            run.write_inputs(key, (value, *args[1:]), kwargs)
         else:
-            run.write_inputs(self, (), {**kwargs, first: value})
+            run.write_inputs(key, (), {**kwargs, first: value})
 
     def _missed(self, run: Any, kind: int, overrun: bool) -> TraceError:
         return missed.explain(self, run, kind, overrun)
@@ -313,10 +315,11 @@ def _node_of(operation: Operation, module: nn.Module) -> Any:
 def _unknown(source: Source, name: str) -> UnknownOperationError:
     names = list(source._plan.by_name)
     close = paths.nearest(name, names)
-    shown = ", ".join(names[:_SHOWN_MAX]) + (", …" if len(names) > _SHOWN_MAX else "")
+    shown = ", ".join((close or names)[:_SHOWN_MAX])
+    among = f": {shown}{', …' if len(names) > len(shown.split()) else ''}" if names else ""
     return UnknownOperationError(
         f"{source._path} has no operation {name!r}.",
-        f"{source._chain.function.__qualname__} has {shown or 'none'}.",
+        f"{source._chain.function.__qualname__} has {len(names)} operations{among}.",
         f"did you mean {source._path}.{close[0]}?"
         if close
         else f"print({source._path}) shows them in the forward's text.",

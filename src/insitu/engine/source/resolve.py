@@ -144,9 +144,12 @@ def _logic(node: ast.BoolOp, scope: Scope, depth: int) -> Any:
 
 
 def _negation(node: ast.UnaryOp, scope: Scope, depth: int) -> Any:
-    if not isinstance(node.op, ast.Not):
-        raise UnknownError(f"`{ast.unparse(node)}` is computed in the forward")
-    return not value_of(node.operand, scope, depth)
+    value = value_of(node.operand, scope, depth)
+    if isinstance(node.op, ast.Not):
+        return not value
+    if isinstance(node.op, ast.USub) and isinstance(value, int):
+        return -value
+    raise UnknownError(f"`{ast.unparse(node)}` is computed in the forward")
 
 
 def _comparison(node: ast.Compare, scope: Scope, depth: int) -> Any:
