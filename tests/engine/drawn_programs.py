@@ -33,6 +33,7 @@ class Walk:
         self.events = list(facts.events)
         self.at = -1
         self.pending = set()
+        self.skipped = False
         self.kept = 0
 
     @property
@@ -96,6 +97,7 @@ class Walk:
                 self.events[i] = event._replace(end=event.end - taken)
         self.events[start : start + taken + 1] = [Event(module, INPUT, 1)]
         self.pending.add(module)
+        self.skipped = True
 
     def go(self, at):
         """Stand at an event."""
@@ -246,8 +248,7 @@ def _loop(draw, walk, edits, rows):
 
 def _never_ran(walk, learned, module):
     """Also what a pass says that cannot know better: it has not seen this module run."""
-    skipped = len(walk.events) != len(walk.facts.events)
-    return ("NeverRanError",) if skipped or (learned and module not in learned) else ()
+    return ("NeverRanError",) if walk.skipped or (learned and module not in learned) else ()
 
 
 def _asking(draw):
@@ -279,8 +280,7 @@ def _never(draw, walk, learned):
     if not found:
         return None
     module = draw(st.sampled_from(found))
-    skipped = len(walk.events) != len(walk.facts.events)
-    known = ("OutOfOrderError",) if module in learned or skipped else ()
+    known = ("OutOfOrderError",) if module in learned or walk.skipped else ()
     return Wrong(None, _path(draw, walk, module), site, kind, ("NeverRanError", *known), False)
 
 

@@ -221,6 +221,8 @@ class Performer:
         self.sites.stop()
 
     def wrong(self, act):
+        if act.at is not None:
+            self.read(act)
         if not act.caught:
             WRONG[act.kind](self, act)
         try:
@@ -334,8 +336,7 @@ class Hooked:
     """The sites of a plain module while it runs, by hooks; knows nothing of Insitu."""
 
     def __init__(self, net, program, facts, like):
-        legal = [act for act in program if not isinstance(act, Wrong)]
-        self.net, self.program = net, [part for act in legal for part in unrolled(act)]
+        self.net, self.program = net, [part for act in program for part in unrolled(act)]
         self.performer = Performer(self, facts, like)
         self.index, self.busy, self.skips = -1, False, {}
         self.module = self.args = self.kwargs = self.value = self.returned = None

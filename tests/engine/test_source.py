@@ -198,6 +198,16 @@ def test_an_operation_in_a_loop_is_met_at_every_call(model, x, one):
         assert torch.equal(value, one[f"tanh{step}"])
 
 
+def test_steps_of_a_model_that_is_called_once_are_calls_of_the_operation(model, x, one):
+    values = []
+    with model.trace(x) as tracer:
+        for _ in tracer.iter[:]:
+            values.append(model.one.source.torch_tanh_0.output)
+    assert len(values) == 3
+    for step, value in enumerate(values):
+        assert torch.equal(value, one[f"tanh{step}"])
+
+
 class Looping(nn.Module):
     def forward(self, x):
         for _ in range(3):

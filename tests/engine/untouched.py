@@ -57,7 +57,7 @@ def of_torch():
         "tensor": dict(vars(torch.Tensor)),
         "module": dict(vars(torch.nn.Module)),
         "autograd": (torch.autograd.backward, torch.autograd.grad),
-        "global hooks": [len(getattr(torch.nn.modules.module, f"_global_{kind}")) for kind in GLOBAL],
+        "hooks": [len(getattr(torch.nn.modules.module, f"_global_{kind}")) for kind in GLOBAL],
     }  # fmt: skip
 
 

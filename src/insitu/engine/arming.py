@@ -175,6 +175,8 @@ class Arming:
 
     def arm_input(self, node: Node) -> nn.Module:
         """Let the pass stop at a module's arguments, or skip its call."""
+        if not isinstance(node._module, nn.Module):
+            return node._arm(self)  # an operation of a forward
         both, self.both = self.both, True
         try:
             module = self.arm_output(node, node._module)

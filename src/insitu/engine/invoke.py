@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from insitu.engine.batch import Call, Rows
 from insitu.engine.capture.bodies import Names, Skip, find_body
-from insitu.engine.capture.scope import Body
+from insitu.engine.capture.scope import Body, write_back
 from insitu.engine.interleave import Pass
 from insitu.engine.lane import Lane
 from insitu.engine.lanes import Lanes
@@ -101,8 +101,7 @@ class Bodies:
 
     def write_back(self) -> None:
         """Assign in the callers' frames what the bodies assigned."""
-        for names in (*reversed(self._nested), *self.names):
-            names.write_back()
+        write_back((*reversed(self._nested), *self.names))
 
     def close(self) -> None:
         """The bodies have run for the last time."""

@@ -243,6 +243,10 @@ class Names(dict[str, Any]):
 
     def write_back(self) -> None:
         """Assign in the caller what the body has stored, and delete there what it has deleted."""
+        write_back((self,))
+
+    def _write_outside(self) -> tuple[dict[str, Any], list[str]]:
+        """The same outside of functions; for one, what to assign and to delete in its frame."""
         body, home, lent = self._body, self._home, self._lent
         changed = {
             name: value
@@ -250,12 +254,12 @@ class Names(dict[str, Any]):
             if name not in _OURS and (name not in lent or lent[name] is not value)
         }
         deleted = [name for name in lent if name not in self]
+        own: dict[str, Any] = {}
+        gone: list[str] = []
         place = self._place
         if body.in_function:
             own = {name: value for name, value in changed.items() if name in body.local}
             gone = [name for name in deleted if name in body.local]
-            if self._frame is not None and (own or gone):
-                assign(self._frame, own, gone)
             changed = {n: v for n, v in changed.items() if n in body.stored and n not in own}
             deleted = [name for name in deleted if name not in gone]
             place = home
@@ -263,6 +267,7 @@ class Names(dict[str, Any]):
             (home if self._is_global(name) else place)[name] = value
         for name in deleted:
             (home if self._is_global(name) else place).pop(name, None)
+        return own, gone
 
     def _is_global(self, name: str) -> bool:
         return name in self._body.names and name not in self._body.local
@@ -323,3 +328,25 @@ class Names(dict[str, Any]):
         if frame is not None and self._body.in_function:
             self._place = None
             release(frame)
+
+
+def write_back(bodies: Iterable[Names]) -> None:
+    """Assign in their callers what several bodies have stored, in their order.
+
+    A function's frame is written once for all of them.
+    """
+    frames: dict[int, tuple[FrameType, dict[str, Any], dict[str, None]]] = {}
+    for names in bodies:
+        own, gone = names._write_outside()
+        frame = names._frame
+        if frame is None or not (own or gone):
+            continue
+        _, changed, deleted = frames.setdefault(id(frame), (frame, {}, {}))
+        for name in gone:
+            changed.pop(name, None)
+            deleted[name] = None
+        for name in own:
+            deleted.pop(name, None)
+        changed.update(own)
+    for frame, changed, deleted in frames.values():
+        assign(frame, changed, deleted)

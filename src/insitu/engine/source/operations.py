@@ -245,6 +245,9 @@ class Operation:
         else:
             run.write_inputs(key, (), {**kwargs, first: value})
 
+    def _arm(self, arming: Any) -> Any:
+        return arm(arming, self, INPUT)
+
     def _missed(self, run: Any, kind: int, overrun: bool) -> TraceError:
         return missed.explain(self, run, kind, overrun)
 
