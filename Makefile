@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 ACCEPTANCE := ../shared/acceptance
 
-.PHONY: demo lab test test-all check fix bench size picture clean
+.PHONY: demo lab test test-all coverage check fix bench size picture clean
 
 # Run the main job on the demo model: print what it found, write demo.html.
 demo: $(VENV)/lab
@@ -28,6 +28,11 @@ test: $(VENV)/dev
 # Everything, the slow stress, soak and browser tests too.
 test-all: test
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
+
+# The engine's branches that the fast tests run.
+coverage: $(VENV)/dev
+	$(BIN)/coverage run -m pytest -q -m "not slow and not gpu and not network" tests/engine
+	$(BIN)/coverage report --skip-covered
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -605,7 +605,7 @@ def test_invokes_in_generation_step_by_step(llm):
 def test_an_edit_of_one_invoke_in_one_step(llm):
     with llm.generate(max_new_tokens=3) as tracer:
         with tracer.invoke(PROMPTS[0]):
-            for step in tracer.iter[1]:
+            for _ in tracer.iter[1]:
                 llm.lm_head.output[:, -1, 7] = 1e4
         with tracer.invoke(PROMPTS[0]):
             plain = llm.generator.output
