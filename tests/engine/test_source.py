@@ -1,5 +1,6 @@
 """Operations inside a forward, read and written in a pass, against the same sums done by hand."""
 
+import random
 import sys
 import threading
 import traceback
@@ -609,6 +610,37 @@ def test_two_threads_read_and_write_operations_of_one_model(net, x):
         for relu, out in found:
             assert torch.equal(relu, one["relu"])
             assert torch.equal(out, expected)
+    assert left_on(net) == []
+
+
+def test_many_threads_arm_and_disarm_the_same_forwards(net, x):
+    model, expected, errors = NNsight(net), net(x), []
+    switching = sys.getswitchinterval()
+
+    def work(seed):
+        choose = random.Random(seed).randrange
+        try:
+            for _ in range(60):
+                which = choose(4)
+                with model.trace(x):
+                    if which == 0:
+                        model.two.input
+                        model.two.source.double_0.source.torch_mul_0.output
+                    elif which < 3:
+                        model.one.source.torch_relu_0.output
+                    out = model.output
+                assert torch.equal(out, expected)
+        except BaseException as error:
+            errors.append(error)
+
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(switching)
+    assert not errors
     assert left_on(net) == []
 
 

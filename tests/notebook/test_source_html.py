@@ -71,3 +71,34 @@ def test_the_card_of_a_written_operation_says_what_it_could_not_measure(cell):
     assert shown.error is None
     assert "transformer.h.1.attn.source.self_c_proj_0.output" in shown.text
     assert "an operation inside a forward was written" in shown.text
+
+
+CLASS = """
+import torch
+from insitu import NNsight
+class Twice(torch.nn.Module):
+    def forward(self, x):
+        y = torch.mul(x, 2)
+        return torch.neg(y)
+net = NNsight(Twice())
+with net.trace(torch.ones(1)):
+    value = net.source.torch_mul_0.output
+"""
+
+
+def test_a_class_written_in_a_cell_has_operations(cell):
+    assert cell(CLASS).error is None
+    assert cell.names["value"].item() == 2
+    assert cell(CLASS.replace("2)", "3) + x")).error is None
+    assert cell.names["value"].item() == 3
+    assert "torch.mul(x, 3) + x" in cell("net.source").printed
+
+
+def test_operations_complete_in_a_shell(shell, llm):
+    from IPython.core.completer import provisionalcompleter
+
+    shell.user_ns["model"] = llm
+    line = "model.transformer.h[0].attn.source.self_c_"
+    with provisionalcompleter():
+        found = [c.text for c in shell.Completer.completions(line, len(line))]
+    assert found == ["self_c_attn_0", "self_c_attn_1", "self_c_proj_0"]

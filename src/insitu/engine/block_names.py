@@ -8,11 +8,11 @@
 A backward keeps the gradients of these, so that the block may ask for them in any order.
 """
 
-import dataclasses
 import dis
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from types import CodeType, FrameType
 from typing import Any
 
@@ -23,49 +23,48 @@ from insitu.engine.capture.scope import Names
 
 Steps = list[dis.Instruction]
 
-_names: dict[int, tuple[weakref.ref[CodeType], dict[int, tuple[str, ...]]]] = {}
-"""By the id of a code object, since codes that compare equal may be different places."""
+_CONTAINERS = (list, tuple, dict)
+
+_names: dict[tuple[int, int], tuple[tuple[str, ...], weakref.ref[CodeType]]] = {}
+"""By the id of a code object, since codes that compare equal may be different places, and the
+instruction. They go when the code does."""
 
 
 def tensors(frame: FrameType, at: int) -> list[Tensor]:
     """The tensors among the names of a block, and one level down in containers."""
-    found = []
-    for _, value in _values(frame, at):
+    found: list[Tensor] = []
+    used = names(frame.f_code, at)
+    for _, value in valued(frame, used) if used else ():
         if isinstance(value, Tensor):
             found.append(value)
-        else:
+        elif isinstance(value, _CONTAINERS) or is_dataclass(value):
             found.extend([part for _, part in _parts(value) if isinstance(part, Tensor)])
     return found
 
 
 def name_of(tensor: Tensor, frame: FrameType, at: int) -> str | None:
     """What the block calls a tensor: `h`, `parts[0]`; None when it has no name there."""
-    for name, value in _values(frame, at):
+    for name, value in valued(frame, names(frame.f_code, at)):
         if value is tensor:
             return name
         for key, part in _parts(value):
             if part is tensor:
-                return f"{name}.{key}" if dataclasses.is_dataclass(value) else f"{name}[{key!r}]"
+                return f"{name}.{key}" if is_dataclass(value) else f"{name}[{key!r}]"
     return None
 
 
 def names(code: CodeType, at: int) -> tuple[str, ...]:
     """The names that the block of the `with` entered at an instruction loads."""
     key = id(code)
-    if key not in _names:
-        _names[key] = weakref.ref(code, lambda _: _names.pop(key, None)), {}
-    by_place = _names[key][1]
-    if at not in by_place:
-        by_place[at] = tuple(dict.fromkeys(_loaded(code, at)))
-    return by_place[at]
+    known = _names.get((key, at))
+    if known is None:
+        forget = _names.pop
+        dies = weakref.ref(code, lambda _: forget((key, at), None))
+        known = _names[key, at] = (tuple(dict.fromkeys(_loaded(code, at))), dies)
+    return known[0]
 
 
 # Values -------------------------------------------------------------------------------------------
-
-
-def _values(frame: FrameType, at: int) -> list[tuple[str, Any]]:
-    used = names(frame.f_code, at)
-    return valued(frame, used) if used else []
 
 
 def valued(frame: FrameType, used: Iterable[str]) -> list[tuple[str, Any]]:
@@ -97,8 +96,8 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
         return enumerate(value)
     if isinstance(value, dict):
         return list(value.items())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name, None)) for f in fields(value)]
     return ()
 
 

@@ -14,7 +14,7 @@ import warnings
 from types import TracebackType
 from typing import Any
 
-from insitu.engine.capture.bodies import Names, Skip, find_body
+from insitu.engine.capture.bodies import Names, Skip, assign_target, find_body
 from insitu.engine.capture.scope import Body
 from insitu.engine.capture.trial import apart
 from insitu.engine.interleave import Pass
@@ -75,9 +75,7 @@ class Editor:
     ) -> bool:
         if not self._skip.swallow(error):
             return False
-        if self._body.target is not None:
-            self._names[self._body.target] = self._target
-            self._names.write_back()
+        assign_target(self._body, self._names, self._target)
         names = self._names.fresh()  # the caller goes on, and its frame with it
         self._target._edits.append(Edit(self._root, self._body, names))
         return True

@@ -29,7 +29,7 @@ import itertools
 import sys
 import threading
 from threading import get_ident
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ from insitu.engine import gradient_misses as misses
 from insitu.engine.gradient_hook import NEVER, alone, place
 from insitu.engine.gradient_slices import UNREAD, Slices, origins
 from insitu.engine.modes import current, swap
-from insitu.engine.switch import Exit, Greenlet, SwitchError, Worker, acquire, getcurrent, release
+from insitu.engine.switch import Exit, Greenlet, SwitchError, acquire, getcurrent, release
 from insitu.engine.tracebacks import prune
 
 _property: Any = torch._C.TensorBase.grad
@@ -60,19 +60,26 @@ _new_key = itertools.count(-1, -1).__next__  # torch's own hook handles count up
 Passed = tuple[Tensor, int]
 """A gradient, and its version when it had passed."""
 
+_NOTHING: dict[int, Any] = {}
+
 
 class Backward(TorchFunctionMode):
     """One backward and its block. It is the mode that sees the block's `.grad`."""
 
+    tensors: Any = None
+    inputs: Any = None
+    hooks: dict[int, tuple[Tensor, dict[int, Any], bool]] = _NOTHING
+    """The tensors it may stop at, the dicts their hooks are in, and whether it had begun before."""
+    passed: dict[int, Passed] = _NOTHING
     alone = NEVER
-    frame: FrameType | None = None
+    frame: Any = None
     entered_at = thread = key = 0
     want: Tensor | None = None
     at: Tensor | None = None
     value: Any = None
     slices: Slices | None = None
-    worker: Worker | None = None
-    block: Greenlet | None = None
+    worker: Any = None
+    block: Any = None
     to_block: Any = None
     to_backward: Any = None
     before: "Backward | None" = None
@@ -96,8 +103,8 @@ class Backward(TorchFunctionMode):
         self.tensors = tensors
         self.arguments = (gradient, retain_graph, create_graph)
         self.inputs = inputs
-        self.hooks: dict[int, tuple[Tensor, dict[int, Any], bool]] = {}
-        self.passed: dict[int, Passed] = {}
+        self.hooks = {}
+        self.passed = {}
 
     def __enter__(self) -> "Backward":
         if self.closed or self.frame is not None:
@@ -106,9 +113,10 @@ class Backward(TorchFunctionMode):
         self.entered_at = frame.f_lasti
         self.unshared = not frame.f_code.co_flags & _SUSPENDS
         self.alone = NEVER if self.arguments[2] else alone()
-        self.before = _innermost.get()
         try:
-            _innermost.set(self)
+            if not self.unshared:
+                self.before = _innermost.get()
+                _innermost.set(self)
             self.mounted = True
             torch._C._push_on_torch_function_stack(self)
         except BaseException:  # Ctrl-C, just then
@@ -191,11 +199,11 @@ class Backward(TorchFunctionMode):
             self.value = value
 
     def _start(self, tensor: Tensor) -> None:
-        misses.require_grad(self, tensor)
-        misses.require_grad_of_loss(self, tensor)
+        if not (tensor.requires_grad and getattr(self.tensors, "requires_grad", True)):
+            misses.require_grad(self, tensor)
+            misses.require_grad_of_loss(self, tensor)
         self.key = _new_key()
         self._hook(tensor)
-        assert self.frame is not None
         for named in block_names.tensors(self.frame, self.entered_at):
             if named.requires_grad and id(named) not in self.hooks:
                 self._hook(named)
@@ -263,7 +271,8 @@ class Backward(TorchFunctionMode):
             return
         self.closed = True
         try:
-            self._unmount()
+            if self.mounted:
+                self._unmount()
             if self.started and not self.ended:
                 self._throw()
         finally:
@@ -275,7 +284,6 @@ class Backward(TorchFunctionMode):
             self.inside.close()
         self.block = here = getcurrent()
         self.to_block = here.switch
-        assert self.worker is not None
         self.block_modes = modes = current()
         try:
             swap(self.backward_modes)
@@ -285,7 +293,7 @@ class Backward(TorchFunctionMode):
 
     def _unmount(self) -> None:
         """Take this mode off the stack, even from under one that was left on it."""
-        if _innermost.get() is self:
+        if not self.unshared and _innermost.get() is self:
             _innermost.set(self.before)
         above = []
         while self.mounted and _functions():
@@ -318,8 +326,8 @@ class Backward(TorchFunctionMode):
         finally:
             torch._C._set_multithreading_enabled(threads)
         self.ended = True
-        swap(self.block_modes)
-        assert self.block is not None
+        if not self.light or _grad_mode() is not self.block_modes:
+            swap(self.block_modes)
         return self.block
 
     def stand(self, tensor: Tensor, value: Tensor) -> None:
@@ -349,14 +357,20 @@ class Backward(TorchFunctionMode):
     def _nest(self) -> None:
         """This backward begins inside those of its thread that have begun and not ended."""
         self.thread = get_ident()
-        self.around = around = _running.last
+        self.around = around = getattr(_running, "last", None)
         if around is not None:
             around.inside = self
         _running.last = self
 
     def _settle(self) -> None:
         """The backward has run to its end, or is given up: take away all that it needed."""
-        self._unhook()
+        key, self.key = self.key, 0
+        if not key:
+            return
+        for _, hooks, _ in self.hooks.values():
+            hooks.pop(key, None)
+        if self.slices is not None:
+            self.slices.remove()
         worker, self.worker = self.worker, None
         if worker is not None and self.thread == get_ident():
             _running.last = self.around
@@ -368,21 +382,11 @@ class Backward(TorchFunctionMode):
             error, self.error = self.error, None
             raise error
 
-    def _unhook(self) -> None:
-        key, self.key = self.key, 0
-        if key:
-            for _, hooks, _ in self.hooks.values():
-                hooks.pop(key, None)
-            if self.slices is not None:
-                self.slices.remove()
-
     def _clear(self) -> None:
         self.error = None
         self._settle()
-        self.hooks, self.passed, self.slices = {}, {}, None
-        self.frame = self.want = self.at = self.value = self.before = None
-        self.tensors = self.inputs = None
-        self.arguments = (None, None, False)
+        self.__dict__.clear()
+        self.started = self.ended = self.closed = True
 
 
 _innermost: contextvars.ContextVar[Backward | None] = contextvars.ContextVar(
@@ -392,10 +396,5 @@ _innermost: contextvars.ContextVar[Backward | None] = contextvars.ContextVar(
 where the block can be suspended."""
 
 
-class _Running(threading.local):
-    """The backward that was begun last in this thread and has not ended."""
-
-    last: Backward | None = None
-
-
-_running = _Running()
+_running = threading.local()
+"""`last` is the backward that was begun last in this thread and has not ended."""

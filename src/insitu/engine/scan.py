@@ -33,7 +33,7 @@ class Scan:
     def __init__(self, tracer: Tracer, beside: Iterable[nn.Module] = ()) -> None:
         call = tracer.give_call()
         self._tracer = tracer.again(SCAN, RealInputs(call) if call.pending else call)
-        self._fakes = fake_tensors(tracer.module, *beside)
+        self._fakes = fake_tensors(*tracer.modules, *beside)
 
     def __enter__(self) -> Tracer:
         return self.enter(sys._getframe(1))

@@ -155,6 +155,12 @@ class Tracer:
         return module
 
     @property
+    def modules(self) -> list[nn.Module]:
+        """That module, and those that the user attached to it."""
+        beside = self._root._names.attached.values()
+        return [self.module, *(module for names in beside for module in names.values())]
+
+    @property
     def result(self) -> Any:
         """What the traced call returned: `tracer.result` or `tracer.result()`.
 

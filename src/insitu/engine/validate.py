@@ -27,7 +27,7 @@ from insitu.errors import CaptureError, InsituWarning, ScanError, UsageError
 _WORDS = ("validate", "scan")
 _NOTE = "Insitu: found by validate=True, on fake tensors and before the model ran."
 _ABOUT_FAKES = ("FakeTensor", "fake tensor", "tensor subclass", "meta tensor", "pickle")
-_WITH_LINE = 4  # frames from the warning up to the user's `with`
+_WITH_LINE = 5  # frames from the warning up to the user's `with`
 
 
 def wanted(settings: dict[str, Any]) -> bool:

@@ -87,6 +87,54 @@ def find_rest(frame: FrameType, what: str, entered: int | None = None) -> Body:
         return rests[frame.f_lasti]
 
 
+def body_of_text(text: str, name: str, futures: int = 0) -> Body:
+    """A body from its text alone, as `text_of` gives it; all its names are to be given.
+
+    Args:
+        text: its statements, from column 0.
+        name: what tracebacks call it.
+        futures: the compiler flags of `from __future__` imports that held where it was written.
+
+    Raises:
+        SyntaxError: this Python cannot read it.
+    """
+    lines = text.splitlines(keepends=True)
+    statements = ast.parse(text, name).body or [ast.Pass(lineno=1, col_offset=0)]
+    module = ast.Module(_without_docstring(statements), [])
+    code = compile(module, name, "exec", futures, dont_inherit=True)
+    code = code.replace(co_name="edit", co_qualname="edit")
+    _remember(code, Tree(module, lines, compiled=True))
+    return body_of(code, code, None, 1, text)
+
+
+def text_of(body: Body) -> str:
+    """A body's text as it can stand alone; as it was written, where that means the same.
+
+    It does not in a class, whose private names are mangled, and where `nonlocal` or `super()` had
+    to be rewritten. Empty for a body that runs from its bytecode.
+    """
+    if not body.text:
+        return ""
+    module: ast.Module = facts(body.code).tree.root
+    statements = module.body[1:] if body.target == VALUE else module.body
+    written = _without_docstring(ast.parse(body.text).body)
+    if [ast.dump(one) for one in written] == [ast.dump(one) for one in statements]:
+        return body.text
+    return ast.unparse(ast.Module(statements, [])) + "\n"
+
+
+def assign_target(body: Body, names: Names, value: Any) -> None:
+    """Give what stands after `as` its value, before the body runs."""
+    if body.target is None:
+        return
+    names[body.target] = value
+    tree: Tree | None = facts(body.code).tree
+    if body.target == VALUE and tree is not None:  # `as self.edited`: the body's first statement
+        assigned = ast.Module(tree.root.body[:1], [])
+        exec(compile(assigned, body.code.co_filename, "exec", dont_inherit=True), names)
+    names.write_back()
+
+
 # Finding ------------------------------------------------------------------------------------------
 
 
@@ -184,9 +232,7 @@ def _compiled(frame: FrameType, tree: Tree, part: Part, what: str) -> Body:
     code = frame.f_code
     check(part.statements, what, part.line)
     place = _place(code, tree, part.node)
-    alone = standing_alone(part.statements, place, what)
-    if isinstance(alone[0], ast.Expr) and isinstance(alone[0].value, ast.Constant):
-        alone.insert(0, ast.copy_location(ast.Pass(), alone[0]))  # it would be a docstring
+    alone = _without_docstring(standing_alone(part.statements, place, what))
     target = None
     if part.target is not None:
         given = ast.Assign(
@@ -202,11 +248,22 @@ def _compiled(frame: FrameType, tree: Tree, part: Part, what: str) -> Body:
     except (SyntaxError, ValueError) as error:
         raise _cannot_stand_alone(what, part.line, error) from error
     compiled = compiled.replace(co_name=code.co_name, co_qualname=code.co_qualname)
-    origin = Tree(module, tree.lines, compiled=True)
-    for inner in (compiled, *within(compiled)):
-        facts(inner).tree = origin
+    _remember(compiled, Tree(module, tree.lines, compiled=True))
     line, text = part.statements[0].lineno, source(part.node, part.statements, tree.lines)
     return body_of(code, compiled, target, line, text)
+
+
+def _without_docstring(statements: list[ast.stmt]) -> list[ast.stmt]:
+    """Statements that are compiled like a module, whose first string would be its docstring."""
+    first = statements[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        return [ast.copy_location(ast.Pass(), first), *statements]
+    return statements
+
+
+def _remember(compiled: CodeType, origin: Tree) -> None:
+    for inner in (compiled, *within(compiled)):
+        facts(inner).tree = origin
 
 
 def _place(code: CodeType, tree: Tree, node: ast.AST) -> Place:

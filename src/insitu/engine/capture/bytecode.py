@@ -36,7 +36,7 @@ class _End(BaseException):
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """Where exceptions raised in a stretch of instructions go."""
 
     start: int
@@ -55,7 +55,7 @@ def find_body(frame: FrameType, what: str) -> Body:
     code, at = frame.f_code, frame.f_lasti
     steps = {step.offset: step for step in dis.get_instructions(code)}
     start = at + 2
-    entries = list(_entries(code.co_exceptiontable))
+    entries = list(entries_of(code.co_exceptiontable))
     own = next(entry for entry in entries if entry.start <= start < entry.end)
     kept = [e for e in entries if e.depth >= own.depth and e.target != own.target]
     inside = [steps[o] for o in sorted(_reached(steps, start, [*kept, own], own))]
@@ -73,7 +73,7 @@ def find_body(frame: FrameType, what: str) -> Body:
 
 
 def _reached(
-    steps: dict[int, dis.Instruction], start: int, entries: list[_Entry], own: _Entry
+    steps: dict[int, dis.Instruction], start: int, entries: list[Entry], own: Entry
 ) -> set[int]:
     """The instructions of the body: all that it can come to before the `with` is left."""
     order = sorted(steps)
@@ -154,7 +154,7 @@ class _Leave:
 
 
 def _beginning_at(
-    code: CodeType, start: int, depth: int, leave: _Leave, kept: list[_Entry]
+    code: CodeType, start: int, depth: int, leave: _Leave, kept: list[Entry]
 ) -> CodeType:
     """The same code, begun in the middle with `leave` in the place of an `__exit__`."""
     none, ours = len(code.co_consts), len(code.co_consts) + 1
@@ -188,7 +188,8 @@ def _op(name: str, argument: int) -> bytes:
     return code
 
 
-def _entries(table: bytes) -> Iterator[_Entry]:
+def entries_of(table: bytes) -> Iterator[Entry]:
+    """What an exception table says."""
     numbers, value = [], 0
     for byte in table:
         if byte & 0x80:  # the first byte of an entry
@@ -199,10 +200,10 @@ def _entries(table: bytes) -> Iterator[_Entry]:
             value = 0
     for i in range(0, len(numbers), 4):
         start, length, target, packed = numbers[i : i + 4]
-        yield _Entry(2 * start, 2 * (start + length), 2 * target, packed >> 1, packed & 1)
+        yield Entry(2 * start, 2 * (start + length), 2 * target, packed >> 1, packed & 1)
 
 
-def _encoded(entry: _Entry, moved: int) -> bytes:
+def _encoded(entry: Entry, moved: int) -> bytes:
     numbers = (
         (entry.start + moved) // 2,
         (entry.end - entry.start) // 2,

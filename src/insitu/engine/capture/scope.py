@@ -11,9 +11,10 @@ caller had when the body was captured, if the caller has given the name another 
 variable is that of its round); the caller's own, as it is now; a global of the caller's.
 """
 
+import builtins
 import contextlib
 import dis
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
@@ -160,6 +161,19 @@ class Names(dict[str, Any]):
         self.earlier = earlier
         self.wait: Callable[[str], None] | None = None
         """Called with a name that an earlier body stores and has not stored yet."""
+
+    @classmethod
+    def standing_alone(cls, body: Body, values: Mapping[str, Any]) -> "Names":
+        """The names of a body that has no caller: all values are given."""
+        names = cls.__new__(cls)
+        own = {"__builtins__": vars(builtins), "__name__": "__main__"}
+        names.update(own, **{VALUE: None})
+        names._home = names._place = {**own, **values}
+        names._body, names._frame, names.wait = body, None, None
+        names._seen, names._frozen, names._lent = {}, {}, {}
+        names._before, names.earlier = _NOTHING, ()
+        names._begun = names.ended = False
+        return names
 
     # Reading ---------------------------------------------------------------------------------
 

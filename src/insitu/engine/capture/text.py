@@ -67,6 +67,18 @@ class Tree:
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 self.calls[node.end_lineno, node.end_col_offset] = node
 
+    def imports(self) -> Iterator[ast.stmt]:
+        """The imports outside of functions; calls of attributes of what they bind differ a bit."""
+        pending: list[ast.AST] = list(self.root.body)
+        while pending:
+            node = pending.pop()
+            if isinstance(node, ast.Import) or (
+                isinstance(node, ast.ImportFrom) and node.module != "__future__"
+            ):
+                yield node
+            elif not isinstance(node, (*_SCOPES, ast.expr)):
+                pending.extend(ast.iter_child_nodes(node))
+
     def above(self, node: ast.AST) -> Iterator[ast.AST]:
         """What a node stands in, from the inside out, without the module."""
         while (outer := self.around.get(node)) is not None and outer is not self.root:
@@ -171,7 +183,7 @@ def same(code: CodeType, tree: Tree, node: ast.AST) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            module = ast.Module([statement], [])
+            module = ast.Module([*tree.imports(), statement], [])
             top = compile(module, code.co_filename, "exec", flags(code), dont_inherit=True)
         except (SyntaxError, ValueError):
             return False
@@ -209,6 +221,9 @@ def prints(code: CodeType, where: Span | None, left_out: list[Span]) -> Counter[
         if any(_within(place, other) for other in left_out):
             continue
         if where is not None and (not _within(place, where) or _returns(step)):
+            continue
+        if step.opname == "KW_NAMES":  # dis does not know which
+            found[step.opname, code.co_consts[step.arg or 0], None] += 1
             continue
         name = step.opname.replace("_FORWARD", "").replace("_BACKWARD", "")
         name = name.replace("LOAD_METHOD", "LOAD_ATTR")

@@ -79,6 +79,7 @@ def _site(run: Any, operation: Any, source: Any) -> Site | None:
             return None
         _run_as_written(arming, owner)
         site = Site(arming, source._chain, operations, module)
+        site.function(source._chain.function)  # compiled here, not while others wait to arm
         _put_in(arming, site, module)
     else:
         outer = _site(run, operation, owner._in)

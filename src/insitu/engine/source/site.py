@@ -56,7 +56,7 @@ class Site:
 
     __slots__ = (
         "armed", "both", "called_instead", "chain", "entered", "inner", "made", "module", "plain",
-        "run", "seen", "ways",
+        "run", "seen", "way",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +75,8 @@ class Site:
         self.entered = False
         self.called_instead = ""
         self.made: tuple[FunctionType, FunctionType] | None = None
-        self.ways: dict[int, Forward] = {}
+        self.way: Forward | None = None
+        """What runs in place of the forward: the rewritten function in its decorators."""
 
     # What the rewritten code calls -----------------------------------------------------------
 
@@ -114,8 +115,9 @@ class Site:
         if isinstance(forward, Stopping):
             return cast(Forward, type(forward)((forward[0], forward[1], self.over(forward[2]))))
         assert self.module is not None
-        chain = Chain(forward, self.chain.function, None)
-        self.ways[id(forward)] = chain.with_(self.function(self.chain.function))
+        if self.way is None:
+            chain = Chain(forward, self.chain.function, None)
+            self.way = chain.with_(self.function(self.chain.function))
         return cast(Forward, Rewritten((self, self.module, forward)))
 
     def under_way(self, forward: Forward) -> Forward:
@@ -148,7 +150,7 @@ class Site:
         """Its pass is over: let go of it."""
         self.run = _over
         self.made = None
-        self.ways.clear()
+        self.way = None
 
 
 class Rewritten(Stopping):
@@ -162,7 +164,7 @@ class Rewritten(Stopping):
         if getcurrent() is not site.run.worker:
             return forward(*args, **kwargs)
         site.entered = True
-        return site.ways[id(forward)](*args, **kwargs)
+        return site.way(*args, **kwargs)
 
 
 class AsWritten(Stopping):
