@@ -27,6 +27,7 @@ InsituError
 ├── MissingActivation (KeyError, AttributeError)    a cache has no such value
 ├── CacheBudgetError (MemoryError)    a cache outgrows its budget
 ├── CacheFileError (OSError)   a cache cannot be written there, or not be read
+├── EditsFileError (OSError)   edits cannot be written there, not be read, or do not fit the model
 ├── ModelNotFoundError (OSError)
 └── UsageError (ValueError)    a magic or a method was given words it does not know
     └── UnknownSettingError (AttributeError)
@@ -123,6 +124,10 @@ class CacheBudgetError(InsituError, MemoryError):
 
 class CacheFileError(InsituError, OSError):
     """A cache cannot be written to a file or folder, or not be read from it."""
+
+
+class EditsFileError(InsituError, OSError):
+    """Edits cannot be written to a file, not be read from it, or do not fit the model."""
 
 
 class ModelNotFoundError(InsituError, OSError):

@@ -17,7 +17,9 @@ def line_of(error, text):
     frame = error.traceback[0].frame
     lines = str(frame.code.fullsource).split("\n")
     first = frame.code.firstlineno
-    return next(n + 1 for n in range(first, len(lines)) if text in lines[n] and "line_of" not in lines[n])
+    return next(
+        n + 1 for n in range(first, len(lines)) if text in lines[n] and "line_of" not in lines[n]
+    )
 
 
 def test_a_forced_value_that_breaks_the_model_is_named(net, x):
@@ -39,7 +41,8 @@ def test_the_error_itself_is_torchs_own(net, x):
     with pytest.raises(RuntimeError) as error:
         with model.trace(x):
             model.layer1.output = insitu.force(wrong)
-    assert type(error.value) is type(plain.value) and error.value.args == plain.value.args
+    assert type(error.value) is type(plain.value)
+    assert error.value.args == plain.value.args
 
 
 def test_a_forced_input_and_forced_arguments_are_named(net, x):
@@ -99,7 +102,8 @@ def test_a_write_that_fits_is_named_too(llm):
             llm.transformer.wte.output = llm.transformer.wte.output * 2
             llm.transformer.h[1].output = insitu.force(torch.zeros(1, 1, 3))
     first, second = notes(error)[0].split("; ")
-    assert "h.1.output" in first and first.endswith("forced past the check")
+    assert "h.1.output" in first
+    assert first.endswith("forced past the check")
     assert second.endswith("replaced transformer.wte.output.")
 
 
@@ -111,7 +115,9 @@ def test_at_most_three_writes_are_named_the_forced_first_and_the_latest(x):
             for layer in model[1:8]:
                 layer.output = torch.zeros(1, 4)
     told = notes(error)[0].split("; ")
-    assert ["replaced 0.output" in told[0], "7.output" in told[1], "6.output" in told[2]] == [True] * 3
+    assert ["replaced 0.output" in told[0], "7.output" in told[1], "6.output" in told[2]] == [
+        True
+    ] * 3
     assert len(told) == 3
 
 
@@ -202,7 +208,10 @@ def test_writes_of_operations_are_named(net, x):
     with pytest.raises(RuntimeError) as error:
         with model.trace(x):
             model.source.torch_relu_0.output = insitu.force(torch.zeros(1, 4))
-    assert "replaced model.source.torch_relu_0.output (float32[1, 5] → float32[1, 4])" in notes(error)[0]
+    assert (
+        "replaced model.source.torch_relu_0.output (float32[1, 5] → float32[1, 4])"
+        in notes(error)[0]
+    )
 
 
 def test_a_write_through_a_view_is_at_the_line_of_its_setter(x):
@@ -229,7 +238,9 @@ def test_a_failing_generation_names_the_step_that_broke_it(llm):
             for step in tracer.iter[:]:
                 if step == 2:
                     llm.transformer.h[0].output = insitu.force(torch.zeros(1, 1, 7))
-    assert "replaced transformer.h.0.output (float32[1, 1, 32] → float32[1, 1, 7])" in notes(error)[0]
+    assert (
+        "replaced transformer.h.0.output (float32[1, 1, 32] → float32[1, 1, 7])" in notes(error)[0]
+    )
 
 
 def test_a_pass_that_reads_keeps_no_writes(net, x):

@@ -636,3 +636,18 @@ def test_patching_from_one_prompt_into_another(llm):
             llm.transformer.h[3].output[:, -1] = h[:, -1]
             got = llm.lm_head.output[0, -1]
     assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_gradients_of_rows_where_no_parameter_has_any(net, rows):
+    net.requires_grad_(False)
+    model = NNsight(net)
+    with model.trace() as tracer:
+        with tracer.invoke(rows[0]):
+            h = model.layer1.output
+            h.requires_grad_(True)
+            with model.output.sum().backward():
+                grad = h.grad.clone()
+        with tracer.invoke(rows[1]):
+            out = model.output
+    assert torch.allclose(grad, net.layer2.weight.sum(0).expand(1, 10))
+    assert torch.allclose(out, net(rows[1]))

@@ -19,7 +19,9 @@ def line_of(error, text):
     frame = error.traceback[0].frame
     lines = str(frame.code.fullsource).split("\n")
     first = frame.code.firstlineno
-    return next(n + 1 for n in range(first, len(lines)) if text in lines[n] and "line_of" not in lines[n])
+    return next(
+        n + 1 for n in range(first, len(lines)) if text in lines[n] and "line_of" not in lines[n]
+    )
 
 
 def last_user_line(error):
@@ -51,14 +53,17 @@ def test_a_wrong_shape_is_found_before_the_model_runs(net, x, calls):
         with model.trace(x, validate=True):
             h = model.layer1.output
             model.layer2.output = h @ torch.rand(3, 3)
-    assert calls == [] and was_validated(error)
+    assert calls == []
+    assert was_validated(error)
     assert last_user_line(error) == line_of(error, "h @ torch.rand(3, 3)")
 
 
 def test_a_value_that_does_not_fit_is_found_with_its_own_error(net, x, calls):
     model = NNsight(net)
     for word in ("validate", "scan"):
-        with pytest.raises(WriteError, match=r"layer1.output does not fit: shape \(1, 3\)") as error:
+        with pytest.raises(
+            WriteError, match=r"layer1.output does not fit: shape \(1, 3\)"
+        ) as error:
             with model.trace(x, **{word: True}):
                 model.layer1.output = torch.zeros(1, 3)
         assert was_validated(error)
@@ -72,7 +77,8 @@ def test_a_wrong_order_is_found(net, x, calls):
         with model.trace(x, validate=True):
             model.layer2.output
             model.layer1.output
-    assert calls == [] and was_validated(error)
+    assert calls == []
+    assert was_validated(error)
 
 
 def test_a_value_that_breaks_the_model_later_is_found_and_named(net, x, calls):
@@ -80,7 +86,8 @@ def test_a_value_that_breaks_the_model_later_is_found_and_named(net, x, calls):
     with pytest.raises(RuntimeError) as error:
         with model.trace(x, validate=True):
             model.layer1.output = insitu.force(torch.zeros(1, 7))
-    assert calls == [] and was_validated(error)
+    assert calls == []
+    assert was_validated(error)
     assert "replaced layer1.output (float32[1, 10] → float32[1, 7])" in error.value.__notes__[0]
 
 
@@ -102,7 +109,8 @@ def test_a_wrong_dtype_is_found(net, x, calls, operation):
     with pytest.raises((RuntimeError, IndexError)) as error:
         with model.trace(x, validate=True):
             operation(model.layer1.output)
-    assert calls == [] and was_validated(error)
+    assert calls == []
+    assert was_validated(error)
 
 
 def test_a_name_or_an_index_that_is_wrong_is_found(net, x, calls):
@@ -114,7 +122,8 @@ def test_a_name_or_an_index_that_is_wrong_is_found(net, x, calls):
     with pytest.raises(IndexError) as error:
         with model.trace(x, validate=True):
             model.layer2.output[:, 99]
-    assert calls == [] and was_validated(error)
+    assert calls == []
+    assert was_validated(error)
 
 
 def test_torch_prints_nothing_beside_the_error(net, x, capfd, caplog):
@@ -122,7 +131,8 @@ def test_torch_prints_nothing_beside_the_error(net, x, capfd, caplog):
     with pytest.raises(RuntimeError):
         with model.trace(x, validate=True):
             model.layer1.output @ torch.rand(3, 3)
-    assert capfd.readouterr() == ("", "") and caplog.records == []
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
 
 
 # What runs ------------------------------------------------------------------------------------
@@ -135,9 +145,12 @@ def test_a_block_without_mistakes_runs_once_as_it_would(net, x, calls):
         seen.append(h.shape)
         model.layer1.output = h * 2
         out = model.output
-    assert len(calls) == 1 and seen == [(1, 10)]
-    assert type(h) is torch.Tensor and torch.equal(h, net.layer1(x))
-    assert torch.equal(out, net.layer2(net.layer1(x) * 2)) and tracer.result is out
+    assert len(calls) == 1
+    assert seen == [(1, 10)]
+    assert type(h) is torch.Tensor
+    assert torch.equal(h, net.layer1(x))
+    assert torch.equal(out, net.layer2(net.layer1(x) * 2))
+    assert tracer.result is out
 
 
 def test_it_can_be_switched_off(net, x, calls):
@@ -172,8 +185,13 @@ def test_what_a_block_stores_and_changes_happens_once(net, x):
         both[0].append(1)
         total += h[0].detach()
         count += 1
-    assert len(log) == 1 and nested == {"a": [1, 1]} and list(named) == ["h"] and len(unique) == 1
-    assert count == 1 and both == ([1], []) and type(named["h"]) is type(log[0]) is torch.Tensor
+    assert len(log) == 1
+    assert nested == {"a": [1, 1]}
+    assert list(named) == ["h"]
+    assert len(unique) == 1
+    assert count == 1
+    assert both == ([1], [])
+    assert type(named["h"]) is type(log[0]) is torch.Tensor
     assert torch.equal(total, net.layer1(x)[0])
 
 
@@ -183,7 +201,9 @@ def test_a_list_stays_the_one_it_is_under_two_names(net, x):
     with model.trace(x, validate=True):
         first.append(model.layer1.output)
         same = second["it"] is first and len(second["it"]) == 1
-    assert same and second["it"] is first and len(first) == 1
+    assert same
+    assert second["it"] is first
+    assert len(first) == 1
 
 
 def test_a_tensor_of_the_caller_is_not_tied_to_the_trial(net, x):
@@ -194,8 +214,11 @@ def test_a_tensor_of_the_caller_is_not_tied_to_the_trial(net, x):
             kept[0] = model.layer1.output[0]
             grown *= model.layer1.output[0]
             1 / 0
-    assert not kept.requires_grad and not kept.any() and kept._version == 0
-    assert grown.tolist() == [2] * 10 and type(grown.grad_fn).__name__ == "MulBackward0"
+    assert not kept.requires_grad
+    assert not kept.any()
+    assert kept._version == 0
+    assert grown.tolist() == [2] * 10
+    assert type(grown.grad_fn).__name__ == "MulBackward0"
     assert grown._version == 0
 
 
@@ -235,7 +258,8 @@ with model.trace(x, validate=True):
         exec(compile(program, "<program>", "exec"), names)
     finally:
         del linecache.cache["<program>"]
-    assert names["n"] == 110 and len(names["log"]) == 1
+    assert names["n"] == 110
+    assert len(names["log"]) == 1
 
 
 def test_it_prints_once(net, x, capsys):
@@ -290,7 +314,8 @@ def test_invokes_are_checked_with_the_block(net, x, calls):
                 h = model.layer1.output
             with tracer.invoke(torch.cat([x, x])):
                 model.layer1.output = h[:, :3]
-    assert calls == [] and was_validated(error)
+    assert calls == []
+    assert was_validated(error)
     assert last_user_line(error) == line_of(error, "h[:, :3]")
 
 
@@ -303,8 +328,10 @@ def test_invokes_without_mistakes_run_as_they_would(net, x, calls):
         with tracer.invoke(x):
             model.layer1.output = model.layer1.output * 0 + log[0] * 0
             out = model.output
-    assert len(log) == 2 and len(calls) == 1
-    assert torch.allclose(log[1], net.layer1(x * 2)) and torch.allclose(out, net.layer2.bias)
+    assert len(log) == 2
+    assert len(calls) == 1
+    assert torch.allclose(log[1], net.layer1(x * 2))
+    assert torch.allclose(out, net.layer2.bias)
 
 
 def test_prompts_of_unequal_length_are_joined_as_they_are(llm):
@@ -336,7 +363,8 @@ def test_rows_that_must_be_told_apart_by_a_scan_are_the_same_afterwards():
             table = model.table.output
         with tracer.invoke(torch.rand(1, 3)):
             own = model.a.output
-    assert table.shape == (2, 3) and own.shape == (1, 3)
+    assert table.shape == (2, 3)
+    assert own.shape == (1, 3)
 
 
 def test_edits_are_checked_and_change_nothing_of_the_callers(net, x):
@@ -347,7 +375,8 @@ def test_edits_are_checked_and_change_nothing_of_the_callers(net, x):
         print("an edit")
     with edited.trace(x, validate=True):
         out = edited.output
-    assert log == [1] and torch.allclose(out, net.layer2.bias)
+    assert log == [1]
+    assert torch.allclose(out, net.layer2.bias)
     with model.edit() as broken:
         model.layer1.output = torch.zeros(1, 3)
     with pytest.raises(WriteError) as error:
@@ -419,7 +448,8 @@ def test_a_block_that_needs_values_warns_and_runs(net, x, calls, needs):
     with pytest.warns(InsituWarning, match="could not be validated") as caught:
         with model.trace(x, validate=True):
             got = needs(model.layer1.output)
-    assert len(calls) == 1 and got is not None
+    assert len(calls) == 1
+    assert got is not None
     assert caught[0].filename == __file__
 
 
@@ -493,12 +523,17 @@ def test_a_check_leaves_nothing_behind(x):
         with model.trace(x, validate=True):
             model.a.output
             model.norm.output = torch.zeros(1)
-    assert state(net) == before and net.seen == [] and not hasattr(net, "last")
+    assert state(net) == before
+    assert net.seen == []
+    assert not hasattr(net, "last")
     assert all(torch.equal(a, b) for a, b in zip(buffers, net.buffers(), strict=True))
-    assert log.filters == filters and model._orders == {} and model._batched == {}
+    assert log.filters == filters
+    assert model._orders == {}
+    assert model._batched == {}
     with model.trace(x, validate=True):
         out = model.output
-    assert len(net.seen) == 1 and type(net.last) is type(out) is torch.Tensor
+    assert len(net.seen) == 1
+    assert type(net.last) is type(out) is torch.Tensor
     assert model._orders.keys() == {"trace", "scan"}
 
 
@@ -532,7 +567,8 @@ def test_a_pass_held_open_is_not_taken_for_the_trial(net, x):
     run.step()
     with model.trace(x * 2, validate=True):
         h = model.layer1.output
-    assert torch.equal(h, net.layer1(x * 2)) and run.where == "layer1.output"
+    assert torch.equal(h, net.layer1(x * 2))
+    assert run.where == "layer1.output"
     run.close()
 
 

@@ -3,9 +3,9 @@
     dims = BatchDims(root, call, total=4)
     dims.at(module, OUTPUT)((0,), tensor)     # False for a table of 4 positions
 
-A first dimension of the batch's size usually is the batch. Where the size occurs elsewhere too, in a
-weight or in another dimension of the input, the model is run once on fake tensors with a number of
-rows that occurs nowhere: what then has that many rows is the batch.
+A first dimension of the batch's size usually is the batch. Where the size occurs elsewhere too, in
+a weight or in another dimension of the input, the model is run once on fake tensors with a number
+of rows that occurs nowhere: what then has that many rows is the batch.
 """
 
 import warnings

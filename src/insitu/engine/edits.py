@@ -9,7 +9,9 @@ with model.edit(inplace=True): …            # this wrapper itself
 model.clear_edits()
 """
 
+import os
 import sys
+import textwrap
 import warnings
 from types import TracebackType
 from typing import Any
@@ -25,13 +27,26 @@ from insitu.errors import InsituWarning, NeverRanError
 SCAN = "scan"
 """The kind of a pass on fake tensors."""
 
-class Edit:
-    """One captured change, run in every pass of the wrapper it belongs to."""
 
-    def __init__(self, root: Any, body: Body, names: Names) -> None:
+class Edit:
+    """One captured change, run in every pass of the wrapper it belongs to; printing shows its text.
+
+    print(edited.edits[0])
+    """
+
+    def __init__(
+        self, root: Any, body: Body, names: Names, place: tuple[str, int] | None = None
+    ) -> None:
         self.root = root
         self.body = body
         self.names = names
+        self.place = place or (os.path.basename(body.code.co_filename), body.line)
+        """The file and the line it was written on."""
+
+    def __repr__(self) -> str:
+        file, line = self.place
+        text = textwrap.indent(self.body.text.rstrip(), "    ") or "    (its text is not known)"
+        return f"edit on line {line} of {file}:\n{text}"
 
     def run(self, lane: Lane) -> None:
         """Run the body in each step of a pass; one that finds nothing to change says so."""

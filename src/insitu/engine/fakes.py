@@ -5,7 +5,6 @@ with fake_tensors(net):
 """
 
 import logging
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import get_ident

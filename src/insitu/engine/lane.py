@@ -13,6 +13,7 @@ from collections.abc import Callable
 from sys import _getframe
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from insitu.engine import blame, checks, met, misses
@@ -281,7 +282,7 @@ class Lane:
         self.go()
         value, self.value = self.value, None
         self.at_output = self.args = self.kwargs = None
-        if value is given:
+        if value is given and not _begins_a_graph(given, output):
             return output
         return value if rows is None else put(output, value, rows, self._dims().at(key, OUTPUT))
 
@@ -354,3 +355,13 @@ class Lane:
                 self._retire()
         self.ended = True
         self.error = None
+
+
+def _begins_a_graph(given: Any, output: Any) -> bool:
+    """Whether a body has asked for gradients of its rows, where the whole has none."""
+    return (
+        given is not output
+        and isinstance(given, torch.Tensor)
+        and given.requires_grad
+        and not output.requires_grad
+    )

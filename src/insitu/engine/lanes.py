@@ -131,10 +131,10 @@ class Lanes:
         """The model begins another step: what was waited for in the last one is missed."""
         step, beside = self.run.step, self.run.root._beside
         for lane in self.all:
-            if step > 0 and lane.waits is not None and lane.waits[0] in (OUTPUT, INPUT):
-                if lane.waits[1] not in beside:
-                    lane.overrun = True
-                    self._go(lane)
+            kind, site = lane.waits or (None, None)
+            if step > 0 and kind in (OUTPUT, INPUT) and site not in beside:
+                lane.overrun = True
+                self._go(lane)
         self._resume(lambda kind, what: kind == AT_STEP and what <= step)
 
     def end_steps(self) -> None:

@@ -25,7 +25,8 @@ from insitu.errors import NoTraceError
 T = TypeVar("T")
 
 _BUILTINS: tuple[type, ...] = (
-    bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple,
+    bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str,
+    tuple,
 )  # fmt: skip
 _mounted = False
 

@@ -7,7 +7,6 @@ print(h.shape, logits.shape)
 """
 
 import dis
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,10 +27,8 @@ from insitu.engine.invoke import Barrier, Bodies, Invoke
 from insitu.engine.lane import Lane
 from insitu.engine.running import active
 from insitu.engine.save import mount
+from insitu.engine.tracebacks import prune
 from insitu.errors import InsituWarning, PassClosedError
-from insitu.settings import CONFIG
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class Stop(BaseException):
@@ -262,18 +259,6 @@ def is_entered(frame: FrameType) -> bool:
     if use == "attribute":
         return hasattr(Tracer, name)
     return use not in ("discarded", "shown")
-
-
-def prune(traceback: TracebackType | None) -> None:
-    """Take this package's own frames out of a traceback, below the user's; not while debugging."""
-    if CONFIG.APP.DEBUG:
-        return
-    while traceback is not None:
-        following = traceback.tb_next
-        while following is not None and following.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-            following = following.tb_next
-        traceback.tb_next = following
-        traceback = following
 
 
 def _is_being_called(frame: FrameType) -> bool:

@@ -53,7 +53,7 @@ def refuse(settings: dict[str, Any], method: str, why: str) -> None:
 def check(tracer: Tracer, frame: FrameType) -> None:
     """Run the block that a frame is entering on fake tensors; raise what goes wrong there."""
     if any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack()):
-        return  # within a scan already: the block itself will run on fake tensors
+        return None  # within a scan already: the block itself will run on fake tensors
     try:
         body = find_body(frame, "validate=True")
     except CaptureError as error:

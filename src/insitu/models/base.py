@@ -8,12 +8,14 @@ with model.trace(x):
 import inspect
 import sys
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from insitu.engine import names, validate
+from insitu.engine import edits_file, names, validate
 from insitu.engine.batch import Call, Rows, join, tensors
 from insitu.engine.edits import Edit, Editor
 from insitu.engine.held import Run
@@ -226,6 +228,42 @@ class NNsight(WrappedModule):
     def clear_edits(self) -> None:
         """Take all changes made by `edit` away from this wrapper."""
         self._edits.clear()
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The changes made by `edit`, in the order they run; printing one shows its text."""
+        return tuple(self._edits)
+
+    def save_edits(self, file: str | PathLike[str]) -> Path:
+        """Write this wrapper's edits into a file: their text, and the tensors they use.
+
+            edited.save_edits("steer.safetensors")
+
+        Raises:
+            UsageError: there are none, or one uses what no file can hold: an object that is no
+                tensor, number, text, list or dict of them, and that cannot be imported by name.
+            EditsFileError: the file cannot be written.
+        """
+        return edits_file.save(self, file)
+
+    def load_edits(self, file: str | PathLike[str], *, inplace: bool = False) -> "NNsight":
+        """A second wrapper with the edits of a file, after those this one has.
+
+            steered = model.load_edits("steer.safetensors")
+            steered.generate("The Colosseum is in")
+
+        The file is a program, which runs in every pass: load those of people you trust.
+
+        Args:
+            file: one that `save_edits` has written.
+            inplace: change this wrapper instead of making a second one, and return it.
+
+        Raises:
+            EditsFileError: the file cannot be read, or its edits do not fit this model.
+        """
+        target = self if inplace else self._twin()
+        target._edits.extend(edits_file.load(target, file))
+        return target
 
     def _twin(self) -> "NNsight":
         """A second wrapper of the same module, with the same changes so far."""

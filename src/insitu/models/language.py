@@ -154,7 +154,7 @@ class LanguageModel(NNsight):
     def _request(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make
     ) -> Any:
-        """The call to be made; or, where no input was given, what the trace's invokes make of it."""
+        """The call to be made; without an input, what the trace's invokes make of it."""
         if not args and not any(kwargs.get(name) is not None for name in _IDS):
             return PromptsToCome(self, method, kwargs, make)
         return make(*self._inputs(method, args, kwargs))

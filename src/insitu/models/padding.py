@@ -2,8 +2,8 @@
 
     batch, rows = padded([{"input_ids": short}, {"input_ids": long}], pad_token_id)
 
-A padded row gives the numbers of the row alone: the mask hides the padding, and positions count from
-each row's first real token.
+A padded row gives the numbers of the row alone: the mask hides the padding, and positions count
+from each row's first real token.
 """
 
 from typing import Any

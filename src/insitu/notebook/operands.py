@@ -65,9 +65,7 @@ def _model(names: Mapping[str, Any], text: str) -> NNsight:
     )
 
 
-def _args(
-    names: Mapping[str, Any], request: Request, model: NNsight, body: str
-) -> tuple[Any, ...]:
+def _args(names: Mapping[str, Any], request: Request, model: NNsight, body: str) -> tuple[Any, ...]:
     if not request.prompt:
         if ".invoke(" not in body:
             _require_no_input(request, model)

@@ -13,6 +13,7 @@ from insitu.engine.capture.per_code import facts, known
 
 _ENTERS = ("BEFORE_WITH", "BEFORE_ASYNC_WITH")
 _OF_TRACERS = ("__enter__", "__aenter__", "barrier", "invoke", "result", "stop", "watch")
+_NO_NAMES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_CONST")
 _PASSES = ("NOP", "CACHE", "EXTENDED_ARG")
 _JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 _DUPLICATES = ("COPY", 1)
@@ -90,7 +91,7 @@ def _enters(code: CodeType, name: str) -> bool:
             return True
         if step.opname not in _PASSES:
             loaded = ""
-        if step.opname.startswith("LOAD_") or step.opname == "STORE_FAST_LOAD_FAST":
-            if step.opname not in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_CONST"):
-                loaded = step.argval[1] if isinstance(step.argval, tuple) else str(step.argval)
+        loads = step.opname.startswith("LOAD_") and step.opname not in _NO_NAMES
+        if loads or step.opname == "STORE_FAST_LOAD_FAST":
+            loaded = step.argval[1] if isinstance(step.argval, tuple) else str(step.argval)
     return False
