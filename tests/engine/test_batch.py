@@ -118,4 +118,12 @@ def test_putting_rows_back_keeps_gradients():
 
 
 def test_values_are_stacked_row_below_row():
-    assert stack([(torch.zeros(1, 2), 1), (torch.ones(2, 2), 1)])[0].shape == (3, 2)
+    bias = torch.rand(4)
+    parts = {
+        Rows(1, 2, 3): (torch.ones(2, 2), 1, bias),
+        Rows(0, 1, 3): (torch.zeros(1, 2), 1, bias),
+    }
+    joined, number, table = stack(parts, anything)
+    assert joined[:, 0].tolist() == [0, 1, 1]
+    assert number == 1
+    assert table is bias

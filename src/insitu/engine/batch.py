@@ -116,13 +116,22 @@ def put(value: Any, part: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -
     )
 
 
-def stack(values: list[Any]) -> Any:
-    """One value whose tensors hold the rows of all; other parts are the first's."""
-    first = values[0]
+def stack(parts: Mapping[Rows, Any], is_batch: IsBatch, path: Path = ()) -> Any:
+    """One value whose tensors hold the rows of all; what holds no rows is the first's."""
+    ordered = sorted(parts, key=lambda rows: rows.start)
+    first = parts[ordered[0]]
     if isinstance(first, torch.Tensor):
-        return torch.cat(values)
+        tensors = [parts[rows] for rows in ordered]
+        has_rows = all(
+            t.dim() and t.shape[0] == r.size for t, r in zip(tensors, ordered, strict=True)
+        )
+        return torch.cat(tensors) if has_rows and is_batch(path, first) else first
     return _rebuilt(
-        first, {key: stack([_part(v, key) for v in values]) for key, _ in _parts(first)}
+        first,
+        {
+            key: stack({r: _part(v, key) for r, v in parts.items()}, is_batch, (*path, key))
+            for key, _ in _parts(first)
+        },
     )
 
 

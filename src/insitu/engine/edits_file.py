@@ -145,21 +145,25 @@ def _edit(root: Any, unpacking: Unpacking, name: str, written: dict[str, Any]) -
     text, place = str(written["text"]), (str(written["file"]), int(written["line"]))
     values = {key: unpacking.value(packed) for key, packed in written["names"].items()}
     futures = sum(_flag(str(name)) for name in written["futures"])
-    body = _shown(text, name, futures)
+    body = body_of_text(text, _unused(name), futures)
     _check_places(ast.parse(text), values, body)
+    _show(text, body)
     return Edit(root, body, Names.standing_alone(body, values), place)
 
 
-def _shown(text: str, name: str, futures: int) -> Body:
-    """A body whose lines tracebacks and debuggers find, for as long as it lives."""
+def _unused(name: str) -> str:
     shown, number = f"<edits {name}>", 1
     while shown in linecache.cache:
         number += 1
         shown = f"<edits {name} ({number})>"
-    body = body_of_text(text, shown, futures)
-    linecache.cache[shown] = (len(text), None, text.splitlines(keepends=True), shown)
-    weakref.finalize(body.code, linecache.cache.pop, shown, None).atexit = False
-    return body
+    return shown
+
+
+def _show(text: str, body: Body) -> None:
+    """Let tracebacks and debuggers find a body's lines, for as long as it lives."""
+    name = body.code.co_filename
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    weakref.finalize(body.code, linecache.cache.pop, name, None).atexit = False
 
 
 def _check_places(text: ast.Module, values: dict[str, Any], body: Body) -> None:
@@ -252,10 +256,10 @@ def _tensor(path: Path, opened: Any, name: str) -> Tensor:
 def _does_not_fit(
     edit: str, error: UnknownModuleError, root: Any, document: dict[str, Any]
 ) -> EditsFileError:
+    was, here = document.get("model"), type(root._module).__name__
     return EditsFileError(
         f"{edit} does not fit this model: {error.what.removesuffix('.')}.",
-        f"it was saved from a {document.get('model')}, and this is a {type(root._module).__name__}; "
-        f"{error.why}",
+        f"it was saved from a {was}, and this is a {here}; {error.why}",
         error.next,
     )
 

@@ -167,9 +167,9 @@ def importable(value: Any) -> tuple[str, str] | None:
     else:
         candidates = ((home.partition(".")[0], name), (home, str(qualified)))
     for where, path in candidates:
-        if where != "__main__" and where in sys.modules:
-            if _reached(sys.modules[where], path) is value:
-                return where, path
+        module = None if where == "__main__" else sys.modules.get(where)
+        if module is not None and _reached(module, path) is value:
+            return where, path
     return None
 
 

@@ -69,7 +69,7 @@ class Lane:
 
     __slots__ = (
         "args", "at_input", "at_output", "back", "body", "calls_over", "closed", "ended", "error",
-        "index", "kwargs", "lanes", "modes", "outer", "overrun", "root", "rows", "run", "served",
+        "index", "kwargs", "lanes", "modes", "muted", "outer", "overrun", "root", "rows", "run", "served",
         "sliced", "told", "trail", "value", "waits", "worker", "writes",
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ class Lane:
         self.error: BaseException | None = None
         self.calls_over = 0
         self.served: object = None
-        self.closed = self.ended = self.overrun = self.sliced = False
+        self.closed = self.ended = self.muted = self.overrun = self.sliced = False
 
     # What a body sees, as it would see a Pass ------------------------------------------------
 

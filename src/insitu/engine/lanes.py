@@ -118,7 +118,7 @@ class Lanes:
     def _next(self, waiting: dict[Any, list[Lane]], key: Any, call: object) -> Lane | None:
         """The first lane that waits for a site and has not had its turn in this call of it."""
         for lane in waiting.get(key, ()):
-            if lane.served is not call:
+            if lane.served is not call and not lane.muted:
                 lane.served = call
                 waiting[key].remove(lane)
                 if not waiting[key]:
@@ -157,24 +157,34 @@ class Lanes:
 
     def skips_all_rows(self, key: Any) -> bool:
         """Whether a module's next call need not be computed at all."""
-        rows = [lane.rows for _, lane, _ in self.skips.get(key, ())]
+        lanes = [lane for _, lane, _ in self.skips.get(key, ())]
+        rows = [lane.rows for lane in lanes]
         if not rows:
             return False
-        whole = None in rows
-        return whole or sum(r.size for r in set(rows) if r) == max(r.total for r in rows if r)
+        whole = None in rows or sum(r.size for r in set(rows) if r) == max(
+            r.total for r in rows if r
+        )
+        for lane in lanes:
+            lane.muted = not whole  # it runs for others; these rows see nothing inside
+        return whole
 
     def skipped(self, key: Any, output: Any) -> Any:
         """What a module returns when rows of its call are skipped; None for one not computed."""
         self.run.observation = None  # what would have run inside it is not learned
         left = self.skips.pop(key)
+        for _, lane, _ in left:
+            lane.muted = False
         parts = {lane.rows: value for _, lane, value in left if lane.rows is not None}
         for read, lane, value in left:
             blame.skipped(self.run, read, value)
             output = value if lane.rows is None else output
+        if not parts:
+            return output
+        is_batch = self.dims().at(key, OUTPUT)
         if output is None:
-            return stack([parts[rows] for rows in sorted(parts, key=lambda rows: rows.start)])
+            return stack(parts, is_batch)
         for rows, value in parts.items():
-            output = put(output, value, rows, self.dims().at(key, OUTPUT))
+            output = put(output, value, rows, is_batch)
         return output
 
     def _resume(self, chosen: Callable[[int, Any], bool]) -> None:

@@ -66,7 +66,7 @@ class Tracer:
             return self.result
 
     def again(self, kind: str, call: Any) -> "Tracer":
-        """The same trace, of another call or kind; the order of modules is learned for each kind."""
+        """The same trace, of another call or kind; each kind learns the order of modules anew."""
         self._untold = False
         return Tracer(self._root, call, kind, self._stepping)
 

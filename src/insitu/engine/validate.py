@@ -32,7 +32,8 @@ _WITH_LINE = 5  # frames from the warning up to the user's `with`
 
 def wanted(settings: dict[str, Any]) -> bool:
     """Take `validate=` and the older `scan=` out of a trace's settings; whether one was true."""
-    return any([bool(settings.pop(word)) for word in _WORDS if word in settings])
+    given = [settings.pop(word) for word in _WORDS if word in settings]
+    return any(given)
 
 
 def refuse(settings: dict[str, Any], method: str, why: str) -> None:

@@ -44,6 +44,7 @@ def _copy(value: Any, copies: dict[int, Any]) -> Any:
     kind = type(value)
     if id(value) in copies:
         return copies[id(value)]
+    made: Any
     if kind is Tensor:
         made = _beside(value)
     elif kind is tuple:
