@@ -40,6 +40,7 @@ check: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/size.py --check
+	$(BIN)/python tools/operations.py --check
 
 fix: $(VENV)/dev
 	$(BIN)/ruff format .

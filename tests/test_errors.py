@@ -90,6 +90,7 @@ BASES = {
     "UsageError": ValueError, "UnknownSettingError": AttributeError, "InsituError": Exception,
     "CacheBudgetError": MemoryError, "CacheFileError": OSError, "CaptureError": RuntimeError,
     "GradientError": RuntimeError, "ScanError": RuntimeError, "SourceError": OSError,
+    "EditsFileError": OSError,
     "UnknownOperationError": AttributeError,
 }  # fmt: skip
 
@@ -190,6 +191,10 @@ def trigger_cache_budget(model, x, llm):
 
 def trigger_cache_file(model, x, llm):
     insitu.load_cache("./no/such/file")
+
+
+def trigger_edits_file(model, x, llm):
+    model.load_edits("./no/such/file")
 
 
 def trigger_unknown_setting(model, x, llm):

@@ -87,7 +87,6 @@ SKIPS = (
     Skip("VLLM", "vLLM"),
     Skip("DiffusionModel", "diffusion"),
     Skip("VisionLanguageModel", "vision"),
-    Skip("validate=True", "validate: a block checked by a scan first"),
     Skip("open('myfile.txt'", "reads a file of the reader's", never=True),
     Skip("output = model.generate(max_new_tokens=50)", "generates without a prompt, in a trace"),
 )

@@ -35,7 +35,7 @@ def test_what_has_no_rows_must_be_equal():
     joined = join([((a, table, 0.5), {}), ((a, table, 0.5), {})])
     assert joined.args[1] is table
     assert joined.args[2] == 0.5
-    with pytest.raises(InputError, match="invoke 2 does not fit.*differ"):
+    with pytest.raises(InputError, match=r"invoke 2 does not fit.*differ"):
         join([((a, 0.5), {}), ((a, 0.7), {})])
 
 

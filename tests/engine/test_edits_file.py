@@ -1,4 +1,4 @@
-"""Edits in a file: saved, loaded into another wrapper, and refused where a file cannot hold them."""
+"""Edits in a file: saved, loaded into another wrapper, refused where a file cannot hold them."""
 
 import gc
 import json
@@ -43,7 +43,7 @@ def header(file):
 def rewritten(file, change):
     """The same file with another header."""
     with safe_open(file, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     document = header(file)
     change(document)
     save_file(tensors, file, {"insitu_edits": json.dumps(document)})
@@ -70,7 +70,8 @@ def test_a_loaded_edit_does_what_the_saved_one_did(net, x, file):
     assert torch.equal(loaded(x), want)
     with loaded.trace(x):
         out = loaded.output
-    assert torch.equal(out, want) and torch.equal(edited(x), want)
+    assert torch.equal(out, want)
+    assert torch.equal(edited(x), want)
     assert torch.equal(NNsight(net)(x), net(x))
 
 
@@ -102,13 +103,15 @@ def test_several_edits_keep_their_order_and_what_they_share(net, x, file):
         h = model.layer1.output
         edited.layer2.input = h + len(log)
     loaded = again(edited, file)
-    assert torch.allclose(loaded(x), net.layer2(torch.full((1, 10), 5.0))) and log == []
+    assert torch.allclose(loaded(x), net.layer2(torch.full((1, 10), 5.0)))
+    assert log == []
     assert torch.allclose(loaded(x), net.layer2(torch.full((1, 10), 7.0)))
 
 
 def test_a_generation_is_edited_in_every_step(llm, file):
     favourite = torch.tensor(7)
     with llm.edit() as edited:
+        assert llm.tokenizer.pad_token_id == llm.config.pad_token_id
         llm.lm_head.output[:, -1, favourite] = 1e4
     edited.save_edits(file)
     loaded = LanguageModel(llm._module, tokenizer=llm.tokenizer).load_edits(file)
@@ -118,8 +121,8 @@ def test_a_generation_is_edited_in_every_step(llm, file):
 
 
 @pytest.mark.parametrize("value", [
-    3, True, None, 2.5, math.inf, 1 + 2j, "text", b"bytes", [1, [2, {"a": (3,)}]], {4: "x", (1, 2): [5]},
-    {1, 2}, frozenset({"a"}), slice(1, None, 2), range(3), ..., torch.float16, torch.device("cpu"),
+    3, True, None, 2.5, math.inf, 1 + 2j, "text", b"bytes", [1, [2, {"a": (3,)}]],
+    {4: "x", (1, 2): [5]}, {1, 2}, frozenset({"a"}), slice(1, None, 2), range(3), ..., torch.float16, torch.device("cpu"),
     torch.Size([1, 2]), (), 10**30, -0.0,
 ])  # fmt: skip
 def test_plain_values_come_back_as_they_were(net, x, file, value):
@@ -130,7 +133,9 @@ def test_plain_values_come_back_as_they_were(net, x, file, value):
     loaded = again(edited, file)
     loaded(x)
     held = loaded.edits[0].names.given()["got"]
-    assert held == [value] and type(held[0]) is type(value) and got == []
+    assert held == [value]
+    assert type(held[0]) is type(value)
+    assert got == []
 
 
 def test_not_a_number_comes_back(net, x, file):
@@ -151,8 +156,11 @@ def test_tensors_come_back_as_they_were(net, file, tensor):
     with model.edit() as edited:
         model.layer1.output = model.layer1.output + tensor.sum()
     held = again(edited, file).edits[0].names.given()["tensor"]
-    assert torch.equal(held, tensor) and held.dtype is tensor.dtype and type(held) is type(tensor)
-    assert held.requires_grad == tensor.requires_grad and held.is_leaf
+    assert torch.equal(held, tensor)
+    assert held.dtype is tensor.dtype
+    assert type(held) is type(tensor)
+    assert held.requires_grad == tensor.requires_grad
+    assert held.is_leaf
 
 
 def test_one_value_under_two_names_is_one_again(net, file):
@@ -211,9 +219,10 @@ def test_what_can_be_imported_goes_by_its_name(net, x, file):
         model.layer1.output = force(doubled(cat([h])))
     loaded = again(edited, file)
     want = net.layer2(2 * (F.relu(net.layer1(x)) + 3))
-    assert torch.equal(loaded(x), want)
+    assert torch.allclose(loaded(x), want)
     values = header(file)["values"]
-    assert {"from": ["insitu", "force"]} in values and {"from": ["torch", "cat"]} in values
+    assert {"from": ["insitu", "force"]} in values
+    assert {"from": ["torch", "cat"]} in values
     assert {"import": "torch.nn.functional"} in values
 
 
@@ -239,7 +248,8 @@ def test_a_name_the_block_stores_itself_is_not_saved(net, x, file):
             h = model.layer1.output
         for lock in range(2):
             h[:] = lock
-    assert not isinstance(h, torch.Tensor) and not isinstance(lock, int)
+    assert not isinstance(h, torch.Tensor)
+    assert not isinstance(lock, int)
     loaded = again(edited, file)
     assert torch.allclose(loaded(x), net.layer2(torch.ones(1, 10)))
     assert set(header(file)["edits"][0]["names"]) == {"model", "torch"}
@@ -250,7 +260,8 @@ def test_the_file_holds_the_value_of_when_the_edit_was_made(net, x, file):
     with model.edit() as edited:
         model.layer1.output[:] *= scale
     scale = 5.0
-    assert torch.allclose(again(edited, file)(x), net.layer2(net.layer1(x) * 2)) and scale == 5
+    assert torch.allclose(again(edited, file)(x), net.layer2(net.layer1(x) * 2))
+    assert scale == 5
 
 
 def test_a_loaded_edit_can_be_saved_again(net, x, file, tmp_path):
@@ -270,16 +281,17 @@ def test_saving_over_a_file_that_is_in_use(net, x, file):
     loaded = again(edited, file)
     want = loaded(x)
     loaded.save_edits(file)
-    assert torch.equal(loaded(x), want) and torch.equal(model.load_edits(file)(x), want)
+    assert torch.equal(loaded(x), want)
+    assert torch.equal(model.load_edits(file)(x), want)
     assert [it.name for it in file.parent.iterdir()] == [file.name]
 
 
 def test_private_names_and_annotations_mean_the_same(net, x, file):
     class Steering:
         def made(self):
-            __direction = torch.ones(10)
+            __direction = torch.ones(1, 10)
             with model.edit() as edited:
-                scale: "no such type" = 2  # noqa: F722
+                scale: "no such type" = 2
                 model.layer1.output = __direction * scale
             return edited
 
@@ -329,6 +341,18 @@ def test_another_program_loads_what_a_script_has_saved(tmp_path):
         said.append(done.stdout)
     assert said[0] == said[1]
     assert "the comment goes with it" in header(tmp_path / "steer.safetensors")["edits"][0]["text"]
+
+
+def test_an_edit_can_be_given_to_an_attribute(net, x, file):
+    class Holder:
+        pass
+
+    model, holder = NNsight(net), Holder()
+    with model.edit() as holder.edited:
+        model.layer1.output[:] = 0
+    loaded = again(holder.edited, file)
+    assert torch.equal(loaded(x), holder.edited(x))
+    assert torch.allclose(loaded(x), net.layer2.bias)
 
 
 # What is seen ---------------------------------------------------------------------------------
@@ -407,7 +431,8 @@ def refused(edited, file):
     file.write_text("was here before")
     with pytest.raises(UsageError) as error:
         edited.save_edits(file)
-    assert file.read_text() == "was here before" and list(file.parent.iterdir()) == [file]
+    assert file.read_text() == "was here before"
+    assert list(file.parent.iterdir()) == [file]
     assert str(error.value).count("\n") == 2
     return error.value
 
@@ -416,7 +441,7 @@ def edit_with(net, value):
     model = NNsight(net)
     with model.edit() as edited:
         model.layer1.output
-        value  # noqa: B018
+        value
     return edited
 
 
@@ -452,7 +477,9 @@ def test_what_a_file_cannot_hold_is_refused_by_name(net, file, case):
     value, kind, advice = CASES[case]
     error = refused(edit_with(net, value), file)
     assert "test_edits_file.py cannot be saved: value" in error.what
-    assert kind in error.what and advice in error.next and "nothing is pickled" in error.why
+    assert kind in error.what
+    assert advice in error.next
+    assert "nothing is pickled" in error.why
 
 
 def test_an_open_file_and_a_container_that_holds_itself_are_refused(net, file, tmp_path):
@@ -511,7 +538,8 @@ def test_an_edit_without_text_is_refused(net, file):
 def test_a_folder_that_is_not_there(net, tmp_path):
     with pytest.raises(EditsFileError, match="could not be written to") as error:
         edit_with(net, 1).save_edits(tmp_path / "no" / "steer.safetensors")
-    assert isinstance(error.value, OSError) and list(tmp_path.iterdir()) == []
+    assert isinstance(error.value, OSError)
+    assert list(tmp_path.iterdir()) == []
 
 
 # What cannot be loaded ------------------------------------------------------------------------
@@ -521,7 +549,8 @@ def unloadable(net, file, match):
     model, before = NNsight(net), shown()
     with pytest.raises(EditsFileError, match=match) as error:
         model.load_edits(file, inplace=True)
-    assert model.edits == () and str(error.value).count("\n") == 2
+    assert model.edits == ()
+    assert str(error.value).count("\n") == 2
     assert shown() <= before
     return error.value
 
@@ -586,7 +615,8 @@ def test_a_model_without_a_module_of_the_text(net, file, text):
     rewritten(file, lambda document: document["edits"][0].update(text=text))
     other = nn.Sequential(nn.modules.container.OrderedDict(layer_1=nn.Linear(5, 5)))
     error = unloadable(other, file, "edit 0 of steer.safetensors does not fit this model")
-    assert "layer1" in error.what and "saved from a Sequential" in error.why
+    assert "layer1" in error.what
+    assert "saved from a Sequential" in error.why
     assert "did you mean layer_1?" in error.next
 
 
@@ -597,11 +627,11 @@ def test_a_text_that_may_not_come_to_a_module_loads(net, x, file):
             model.layer1.output[:] = 0
         else:
             model[0].output[:] = 0
-        config = getattr(model, "config", None)
+        getattr(model, "config", None)
         index = -1
         model[index].output
         model[-1].output
-        model.layer1.weight  # noqa: B018
+        model.layer1.weight
     edited.save_edits(file)
     other = nn.Sequential(nn.Linear(5, 10), nn.Linear(10, 2))
     rewritten(
@@ -634,7 +664,7 @@ def test_too_few_layers(net, file):
     with model.edit() as edited:
         model[1].output[:] = 0
     edited.save_edits(file)
-    unloadable(nn.Sequential(nn.Linear(5, 5)), file, "no module or attribute '1'")
+    unloadable(nn.Sequential(nn.Linear(5, 5)), file, r"it has no model\[1\]")
 
 
 def test_what_cannot_be_imported_any_more(net, file, tmp_path, monkeypatch):

@@ -356,7 +356,7 @@ def test_a_module_that_all_rows_skip_does_not_run(net, rows):
 
 def test_a_skip_that_is_never_used_is_an_error(net, rows):
     model = NNsight(net)
-    with pytest.raises((NeverRanError, OutOfOrderError), match="layer1.skip"):
+    with pytest.raises((NeverRanError, OutOfOrderError), match=r"layer1.skip"):
         with model.trace() as tracer:
             with tracer.invoke(rows[0]):
                 model.layer2.output

@@ -203,10 +203,18 @@ def several(draw):
     return Cases(spec, variant, rows, tuple(made))
 
 
-def in_invokes(several, later=False):
+def in_invokes(several):
+    alone = Case(several.spec, several.variant, ())
+    read_in_invokes(several, net := a_net(alone), NNsight(net))
+
+
+def in_invokes_later(several):
+    read_in_invokes(several, *a_used_model(Case(several.spec, several.variant, ())))
+
+
+def read_in_invokes(several, net, model):
     alone = [Case(several.spec, several.variant, program) for program in several.programs]
     xs = [inputs(i, n) for i, n in enumerate(several.rows)]
-    net, model = a_used_model(alone[0]) if later else (n := a_net(alone[0]), NNsight(n))
     before, sites = state(net), []
     with model.trace() as tracer:
         for case, x in zip(alone, xs, strict=True):
@@ -217,10 +225,6 @@ def in_invokes(several, later=False):
     for site, case, x in zip(sites, alone, xs, strict=True):
         agree(site.log, expected(case, x), 1e-5)
     assert state(net) == before
-
-
-def in_invokes_later(several):
-    in_invokes(several, later=True)
 
 
 invokes = pytest.mark.parametrize("way", [in_invokes, in_invokes_later])

@@ -30,7 +30,7 @@ from insitu.engine.capture.bodies import body_of_text, text_of
 from insitu.engine.capture.needs import needed
 from insitu.engine.capture.scope import Body, Names
 from insitu.engine.edits import Edit
-from insitu.engine.edits_values import Packing, Unpacking
+from insitu.engine.edits_values import Missing, Packing, Unpacking
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import EditsFileError, InsituError, UnknownModuleError, UsageError
 
@@ -89,14 +89,15 @@ def _written(edit: Edit, packing: Packing) -> dict[str, Any]:
             "versions of Python cannot read.",
             "write the edit in a file or a cell.",
         )
-    names = edit.names.given()
-    wanted = sorted(needed(edit.body.code, names))
-    flags = edit.body.code.co_flags
+    flags, names = edit.body.code.co_flags, edit.names.given()
+    futures = [name for name in __future__.all_feature_names if flags & _flag(name)]
+    alone = body_of_text(text, file, sum(map(_flag, futures)))
+    wanted = sorted(needed(alone.code, names))
     return {
         "text": text,
         "line": line,
         "file": file,
-        "futures": [name for name in __future__.all_feature_names if flags & _flag(name)],
+        "futures": futures,
         "names": {name: packing.pack(name, names[name]) for name in wanted},
     }
 
@@ -125,8 +126,8 @@ def load(root: Any, file: str | PathLike[str]) -> list[Edit]:
         unpacking.edit = f"edit {number} of {path.name}"
         try:
             edits.append(_edit(root, unpacking, f"{path.name}:{number}", written))
-        except UnknownModuleError as error:
-            raise _does_not_fit(unpacking.edit, error, root, document) from error
+        except Missing as missing:
+            raise _does_not_fit(unpacking.edit, missing, root, document) from None
         except InsituError:
             raise
         except SyntaxError as error:
@@ -144,8 +145,7 @@ def load(root: Any, file: str | PathLike[str]) -> list[Edit]:
 def _edit(root: Any, unpacking: Unpacking, name: str, written: dict[str, Any]) -> Edit:
     text, place = str(written["text"]), (str(written["file"]), int(written["line"]))
     values = {key: unpacking.value(packed) for key, packed in written["names"].items()}
-    futures = sum(_flag(str(name)) for name in written["futures"])
-    body = body_of_text(text, _unused(name), futures)
+    body = body_of_text(text, _unused(name), sum(map(_flag, written["futures"])))
     _check_places(ast.parse(text), values, body)
     _show(text, body)
     return Edit(root, body, Names.standing_alone(body, values), place)
@@ -202,13 +202,15 @@ def _place(node: ast.AST, own: dict[str, WrappedModule]) -> Any:
         try:
             return around[index]
         except IndexError:
-            raise around._unknown(str(index)) from None
-    if hasattr(type(around), node.attr) or node.attr.startswith("_"):
-        return None
+            raise Missing(ast.unparse(node), around._unknown(str(index))) from None
+        except UnknownModuleError as error:
+            raise Missing(ast.unparse(node), error) from None
+    if node.attr in around.__dict__ or hasattr(type(around), node.attr):
+        return around.__dict__.get(node.attr)
     found = around._child(node.attr)
     known = found is not None or around._view(node.attr) or hasattr(around._module, node.attr)
     if not known and not node.attr.endswith("_"):
-        raise around._unknown(node.attr)
+        raise Missing(ast.unparse(node), around._unknown(node.attr))
     return found
 
 
@@ -233,7 +235,9 @@ def _document(path: Path, opened: Any) -> dict[str, Any]:
         raise _broken(path, "it is a safetensors file that save_edits() did not write")
     try:
         document: dict[str, Any] = json.loads(text)
-        number, _, _ = document["format"], document["edits"], document["values"]
+        number = document["format"]
+        if [type(document[part]) for part in ("edits", "values")] != [list, list]:
+            raise ValueError("it has no edits")
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise _broken(path, f"its structure cannot be read ({error!r})") from error
     if number != FORMAT:
@@ -254,13 +258,13 @@ def _tensor(path: Path, opened: Any, name: str) -> Tensor:
 
 
 def _does_not_fit(
-    edit: str, error: UnknownModuleError, root: Any, document: dict[str, Any]
+    edit: str, missing: Missing, root: Any, document: dict[str, Any]
 ) -> EditsFileError:
     was, here = document.get("model"), type(root._module).__name__
     return EditsFileError(
-        f"{edit} does not fit this model: {error.what.removesuffix('.')}.",
-        f"it was saved from a {was}, and this is a {here}; {error.why}",
-        error.next,
+        f"{edit} does not fit this model: it has no {missing.place}.",
+        f"it was saved from a {was}, and this is a {here}; {missing.error.why}",
+        missing.error.next,
     )
 
 

@@ -25,7 +25,7 @@ from insitu.engine import paths
 from insitu.engine.cache.file import storable
 from insitu.engine.source.operations import Operation, Source
 from insitu.engine.wrapped import WrappedModule
-from insitu.errors import EditsFileError, UsageError
+from insitu.errors import EditsFileError, UnknownModuleError, UsageError
 
 Packed = Any
 """What JSON has, or `{"at": index}` of the table of values."""
@@ -199,6 +199,15 @@ def _plain(value: Any) -> dict[str, Any] | None:
     return {"ellipsis": True} if type(value) is EllipsisType else None
 
 
+class Missing(Exception):
+    """A module that a file names and the model does not have."""
+
+    def __init__(self, place: str, error: UnknownModuleError) -> None:
+        super().__init__(place)
+        self.place = place
+        self.error = error
+
+
 class Unpacking:
     """The values of a file, for one model."""
 
@@ -216,8 +225,8 @@ class Unpacking:
             "frozenset": lambda parts: frozenset(self._parts(parts)),
             "size": lambda parts: torch.Size(self._parts(parts)),
             "dict": lambda pairs: {self.value(key): self.value(part) for key, part in pairs},
-            "module": lambda path: root._at_path(path) if path else root,
-            "torch_module": root._module.get_submodule,
+            "module": self._node,
+            "torch_module": lambda path: self._node(path)._module,
             "weight": self._weight,
             "import": self._module,
             "from": lambda names: self._member(*names),
@@ -236,7 +245,7 @@ class Unpacking:
 
         Raises:
             EditsFileError: it needs what cannot be imported, or a weight the model does not have.
-            UnknownModuleError: it is a module that the model does not have.
+            Missing: it is a module that the model does not have.
         """
         if not isinstance(packed, dict):
             return packed
@@ -270,6 +279,12 @@ class Unpacking:
         if written is None or not devices or "meta" in devices:
             return torch.device("cpu")
         return torch.device(written if written in devices else next(iter(devices)))
+
+    def _node(self, path: str) -> Any:
+        try:
+            return self._root._at_path(path) if path else self._root
+        except UnknownModuleError as error:
+            raise Missing(path, error) from None
 
     def _weight(self, path: str) -> Tensor:
         module: nn.Module = self._root._module

@@ -69,8 +69,8 @@ class Lane:
 
     __slots__ = (
         "args", "at_input", "at_output", "back", "body", "calls_over", "closed", "ended", "error",
-        "index", "kwargs", "lanes", "modes", "muted", "outer", "overrun", "root", "rows", "run", "served",
-        "sliced", "told", "trail", "value", "waits", "worker", "writes",
+        "index", "kwargs", "lanes", "modes", "muted", "outer", "overrun", "root", "rows", "run",
+        "served", "sliced", "told", "trail", "value", "waits", "worker", "writes",
     )  # fmt: skip
 
     def __init__(self, lanes: Table, body: Body, index: int, rows: Rows | None) -> None:

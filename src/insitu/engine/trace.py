@@ -78,7 +78,7 @@ class Tracer:
     def __del__(self) -> None:
         if self._run is None and self._untold:
             warnings.warn(
-                f"a {self._kind} of {type(self._root._module).__name__} was made and never entered; "
+                f"a {self._kind} of {type(self.module).__name__} was made and never entered; "
                 "it runs as `with model.trace(...):`, or at once where its result is used.",
                 InsituWarning,
                 stacklevel=2,

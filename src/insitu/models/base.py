@@ -26,7 +26,7 @@ from insitu.engine.scan import Scan
 from insitu.engine.steps import Steps, Walk, all_steps
 from insitu.engine.trace import Tracer, is_entered
 from insitu.engine.wrapped import WrappedModule
-from insitu.errors import DeviceError, InputError, InputTypeError
+from insitu.errors import DeviceError, InputError, InputTypeError, UsageError
 
 
 class Session:
@@ -165,8 +165,7 @@ class NNsight(WrappedModule):
         Raises:
             InputError: no input was given.
         """
-        untraced = bool(kwargs) and not kwargs.pop("trace", True)
-        checked = bool(kwargs) and validate.wanted(kwargs)
+        untraced, checked = own_words(kwargs)
         tracer = Tracer(self, self._forward(args, kwargs), "trace", False)
         tracer.check = validate.check if checked else None
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
@@ -323,6 +322,24 @@ class ToBeJoined:
             if parameter.default is parameter.empty and parameter.name not in self.settings:
                 raise no_input("trace", f"{type(self.module).__name__} needs {parameter.name}")
         return Forward(self.module, (), self.settings)
+
+
+def own_words(settings: dict[str, Any]) -> tuple[bool, bool]:
+    """Take our own words out of a call's settings: whether it is to be traced not at all, and
+    whether its block is to be checked first.
+
+    Raises:
+        UsageError: it is to run on a server.
+    """
+    if not settings:
+        return False, False
+    if settings.pop("remote", None):
+        raise UsageError(
+            "remote= was given, and there is no server to run on yet.",
+            "this version of Insitu runs models in this process alone.",
+            "leave remote= out.",
+        )
+    return not settings.pop("trace", True), validate.wanted(settings)
 
 
 class Forward:

@@ -22,7 +22,7 @@ from insitu.engine.interleave import Pass
 from insitu.engine.trace import Tracer, is_entered
 from insitu.errors import InputError, InputTypeError, UsageError
 from insitu.models import loading
-from insitu.models.base import Forward, NNsight, no_input
+from insitu.models.base import Forward, NNsight, no_input, own_words
 from insitu.models.padding import is_padded, padded, positions
 
 _IDS = ("input_ids", "inputs_embeds", "decoder_input_ids")
@@ -98,8 +98,7 @@ class LanguageModel(NNsight):
             InputError: no prompt, or one without tokens.
             UsageError: a setting of `generate()`, or one the model does not know.
         """
-        untraced = bool(kwargs) and not kwargs.pop("trace", True)
-        checked = bool(kwargs) and validate.wanted(kwargs)
+        untraced, checked = own_words(kwargs)
         tracer = Tracer(self, self._one_forward("trace", args, kwargs), "trace", False)
         tracer.check = validate.check if checked else None
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
@@ -118,8 +117,8 @@ class LanguageModel(NNsight):
             **kwargs: generation settings: `max_new_tokens`, `do_sample`, …; `grad=True` lets
                 gradients flow from each step back through the cache to those before it.
         """
-        untraced = bool(kwargs) and not kwargs.pop("trace", True)
         validate.refuse(kwargs, "generate", "a generation goes on from the tokens it has chosen")
+        untraced, _ = own_words(kwargs)
         tracer = Tracer(self, self._generation(args, kwargs), "generate", True)
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
 

@@ -132,6 +132,8 @@ def assign_target(body: Body, names: Names, value: Any) -> None:
     if body.target == VALUE and tree is not None:  # `as self.edited`: the body's first statement
         assigned = ast.Module(tree.root.body[:1], [])
         exec(compile(assigned, body.code.co_filename, "exec", dont_inherit=True), names)
+    elif body.target == VALUE and (name := capture_bytecode.target(body.code)) is not None:
+        names[name] = value
     names.write_back()
 
 

@@ -69,6 +69,14 @@ def find_body(frame: FrameType, what: str) -> Body:
     return replace(found, ending=(_End,))
 
 
+def target(code: CodeType) -> str | None:
+    """The name after `as`, which such a body stores first; None for anything but a name."""
+    steps = {step.offset: step for step in dis.get_instructions(code)}
+    begins = next(step.argval for step in steps.values() if step.opname == "JUMP_FORWARD")
+    stores = steps[begins]
+    return stores.argval if stores.opname in ("STORE_NAME", "STORE_GLOBAL") else None
+
+
 # The body's instructions --------------------------------------------------------------------------
 
 
