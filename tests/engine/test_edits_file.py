@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def header(file):
 def rewritten(file, change):
     """The same file with another header."""
     with safe_open(file, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        names = list(opened.keys())
+        tensors = {name: opened.get_tensor(name) for name in names}
     document = header(file)
     change(document)
     save_file(tensors, file, {"insitu_edits": json.dumps(document)})
@@ -122,8 +124,8 @@ def test_a_generation_is_edited_in_every_step(llm, file):
 
 @pytest.mark.parametrize("value", [
     3, True, None, 2.5, math.inf, 1 + 2j, "text", b"bytes", [1, [2, {"a": (3,)}]],
-    {4: "x", (1, 2): [5]}, {1, 2}, frozenset({"a"}), slice(1, None, 2), range(3), ..., torch.float16, torch.device("cpu"),
-    torch.Size([1, 2]), (), 10**30, -0.0,
+    {4: "x", (1, 2): [5]}, {1, 2}, frozenset({"a"}), slice(1, None, 2), range(3), ...,
+    torch.float16, torch.device("cpu"), torch.Size([1, 2]), (), 10**30, -0.0,
 ])  # fmt: skip
 def test_plain_values_come_back_as_they_were(net, x, file, value):
     model, got = NNsight(net), []
@@ -163,6 +165,16 @@ def test_tensors_come_back_as_they_were(net, file, tensor):
     assert held.is_leaf
 
 
+def test_tensors_stay_on_the_cpu_where_a_model_has_no_weights_yet(net, file):
+    model, direction = NNsight(net), torch.rand(10)
+    with model.edit() as edited:
+        model.layer1.output = model.layer1.output + direction
+    edited.save_edits(file)
+    names = OrderedDict(layer1=nn.Linear(5, 10), layer2=nn.Linear(10, 2))
+    loaded = NNsight(nn.Sequential(names).to("meta")).load_edits(file)
+    assert torch.equal(loaded.edits[0].names.given()["direction"], direction)
+
+
 def test_one_value_under_two_names_is_one_again(net, file):
     model, first = NNsight(net), torch.rand(3)
     second, both = first, {"it": first}
@@ -183,9 +195,7 @@ def test_modules_of_the_model_go_by_their_path(net, x, file):
         nodes[0].output[:] *= 2
         model.layer2.output = raw(layer.output) + weight.sum()
     edited.save_edits(file)
-    other_net = nn.Sequential(
-        nn.modules.container.OrderedDict(layer1=nn.Linear(5, 10), layer2=nn.Linear(10, 2))
-    )
+    other_net = nn.Sequential(OrderedDict(layer1=nn.Linear(5, 10), layer2=nn.Linear(10, 2)))
     loaded = NNsight(other_net).load_edits(file)
     twos = torch.full((1, 10), 2.0)
     want = other_net.layer2(twos) + other_net.layer2.weight.sum()
@@ -291,7 +301,7 @@ def test_private_names_and_annotations_mean_the_same(net, x, file):
         def made(self):
             __direction = torch.ones(1, 10)
             with model.edit() as edited:
-                scale: "no such type" = 2
+                scale: "no such type" = 2  # noqa: F722
                 model.layer1.output = __direction * scale
             return edited
 
@@ -613,7 +623,7 @@ def test_text_of_another_python(net, file):
 def test_a_model_without_a_module_of_the_text(net, file, text):
     edit_with(net, 1).save_edits(file)
     rewritten(file, lambda document: document["edits"][0].update(text=text))
-    other = nn.Sequential(nn.modules.container.OrderedDict(layer_1=nn.Linear(5, 5)))
+    other = nn.Sequential(OrderedDict(layer_1=nn.Linear(5, 5)))
     error = unloadable(other, file, "edit 0 of steer.safetensors does not fit this model")
     assert "layer1" in error.what
     assert "saved from a Sequential" in error.why

@@ -56,6 +56,7 @@ def test_a_wrong_shape_is_found_before_the_model_runs(net, x, calls):
     assert calls == []
     assert was_validated(error)
     assert last_user_line(error) == line_of(error, "h @ torch.rand(3, 3)")
+    assert str(error.traceback[-1].path) == __file__  # and nothing of torch's own below it
 
 
 def test_a_value_that_does_not_fit_is_found_with_its_own_error(net, x, calls):
@@ -270,6 +271,21 @@ def test_it_prints_once(net, x, capsys):
         [print("nested") for _ in range(1)]
         model.layer1.output
     assert capsys.readouterr().out == "from the block\nfrom the tracer\nnested\n"
+
+
+def test_calls_of_an_imported_module_over_several_lines(net, x):
+    model = NNsight(net)
+    with model.trace(x, validate=True):
+        h = torch.nn.functional.linear(
+            model.layer1.output,
+            torch.ones(
+                3,
+                10,
+                dtype=torch.float32,
+            ),
+            bias=None,
+        )
+    assert torch.allclose(h, net.layer1(x).sum().expand(1, 3))
 
 
 def test_stopping_early_is_no_mistake(net, x):

@@ -20,6 +20,7 @@ from insitu.engine.beside import Watcher
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.options import Options as CacheOptions
 from insitu.engine.cache.start import start as start_cache
+from insitu.engine.capture.per_code import facts, known
 from insitu.engine.capture.usage import enters_later, returns_to
 from insitu.engine.edits import edited
 from insitu.engine.interleave import Pass
@@ -111,11 +112,10 @@ class Tracer:
     ) -> bool:
         run, failed = self._own(), True
         try:
-            rest_done = isinstance(error, steps.RestDone) and error.run is run
-            if error is None or rest_done:
+            if error is None or (isinstance(error, steps.RestDone) and error.run is run):
                 run.finish()
                 failed = False
-                return rest_done
+                return error is not None
             prune(traceback)
             backward_call.note_unmounted(error)
             failed = not (isinstance(error, Stop) and error.run is run)
@@ -253,6 +253,14 @@ class Tracer:
 
 def is_entered(frame: FrameType) -> bool:
     """Whether the tracer being made in `frame` is entered, or handed on; else it runs at once."""
+    found = known.get(id(frame.f_code))
+    entered = None if found is None else found.entered.get(frame.f_lasti)
+    if entered is None:
+        entered = facts(frame.f_code).entered[frame.f_lasti] = _is_entered(frame)
+    return entered
+
+
+def _is_entered(frame: FrameType) -> bool:
     use, _, name = returns_to(frame).partition(":")
     if use == "stored":
         return enters_later(frame, name)

@@ -8,11 +8,13 @@ The block is taken out of its frame as an invoke's is, and run once on fake tens
 names of its own (`capture.trial`). It is an ordinary trace afterwards.
 """
 
+import os
 import warnings
 from contextlib import ExitStack
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -23,10 +25,14 @@ from insitu.engine.capture.trial import apart
 from insitu.engine.scan import Scan
 from insitu.engine.trace import Tracer
 from insitu.errors import CaptureError, InsituWarning, ScanError, UsageError
+from insitu.settings import CONFIG
 
 _WORDS = ("validate", "scan")
 _NOTE = "Insitu: found by validate=True, on fake tensors and before the model ran."
 _ABOUT_FAKES = ("FakeTensor", "fake tensor", "tensor subclass", "meta tensor", "pickle")
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_LAYERS = os.path.join(_TORCH, "nn", "modules") + os.sep
 _WITH_LINE = 5  # frames from the warning up to the user's `with`
 
 
@@ -68,6 +74,7 @@ def check(tracer: Tracer, frame: FrameType) -> None:
         if _is_about_fakes(error):
             return _tell(getattr(error, "what", None) or f"{type(error).__name__}: {error}")
         error.add_note(_NOTE)
+        _shorten(error.__traceback__)
         raise
     finally:
         names.close()
@@ -83,6 +90,22 @@ def _try(tracer: Tracer, frame: FrameType, body: Body, names: Names) -> None:
         given.quiet = True
         apart(names)
         body.run(names)
+
+
+def _shorten(traceback: TracebackType | None) -> None:
+    """Leave the block's and the model's frames; torch computes fake tensors in many of its own."""
+    if CONFIG.APP.DEBUG:
+        return
+    while traceback is not None:
+        following = traceback.tb_next
+        while following is not None and _is_inside(following.tb_frame.f_code.co_filename):
+            following = following.tb_next
+        traceback.tb_next = following
+        traceback = following
+
+
+def _is_inside(file: str) -> bool:
+    return file.startswith(_PACKAGE) or (file.startswith(_TORCH) and not file.startswith(_LAYERS))
 
 
 def _is_about_fakes(error: BaseException | None) -> bool:

@@ -290,7 +290,9 @@ class NNsight(WrappedModule):
                 "NNsight passes its input on as it is, and this module takes tensors.",
                 "pass a tensor, or wrap a language model with LanguageModel(name).",
             )
-        if not args and next(tensors(kwargs), None) is None:
+        if not args and not any(type(value) is torch.Tensor for value in kwargs.values()):
+            if next(tensors(kwargs), None) is not None:
+                return Forward(self._module, args, kwargs)
             return ToBeJoined(self._module, kwargs)
         return Forward(self._module, args, kwargs)
 

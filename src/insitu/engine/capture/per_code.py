@@ -18,13 +18,14 @@ known: "dict[int, Facts]" = {}
 class Facts:
     """What is known of one code object, by instruction."""
 
-    __slots__ = ("bodies", "enters", "reference", "rests", "tree", "uses")
+    __slots__ = ("bodies", "entered", "enters", "reference", "rests", "tree", "uses")
 
     def __init__(self, code: CodeType) -> None:
         key = id(code)
         forget = known.pop  # the module's own names are gone when the interpreter ends
         self.reference = weakref.ref(code, lambda _: forget(key, None))
         self.bodies: dict[int, Body] = {}
+        self.entered: dict[int, bool] = {}
         self.rests: dict[int, Body] = {}
         self.uses: dict[int, str] = {}
         self.enters: dict[str, bool] = {}
