@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from leftovers import ours_on
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -71,13 +72,6 @@ def tiny_gpt2():
 def llm(tiny_gpt2):
     model, tokenizer = tiny_gpt2
     return LanguageModel(model, tokenizer=tokenizer)
-
-
-def ours_on(module):
-    """What a trace has put on a module."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    placed = (module.__dict__.get("forward"), *hooks)
-    return [it for it in placed if (getattr(it, "__module__", None) or "").startswith("insitu")]
 
 
 def pytest_collection_finish():

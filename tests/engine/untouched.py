@@ -11,7 +11,7 @@ import sys
 import threading
 
 import torch
-from conftest import ours_on
+from leftovers import ours_on
 
 from insitu.engine import running, save
 
