@@ -109,7 +109,9 @@ def test_a_setting_of_generation_on_a_trace_says_so(llm, setting):
 
 
 def test_a_setting_that_no_forward_knows_is_refused_not_ignored(llm):
-    with pytest.raises(insitu.UsageError, match=r"(?s)remote.*not understood.*would ignore it"):
+    with pytest.raises(insitu.UsageError, match=r"(?s)colour.*not understood.*would ignore it"):
+        llm.trace(PROMPT, colour="blue")
+    with pytest.raises(insitu.UsageError, match="no server to run on yet"):
         llm.trace(PROMPT, remote="local")
     with pytest.raises(insitu.UsageError, match="did you mean output_hidden_states"):
         llm.trace(input_ids=[[1, 2]], output_hidden_state=True)

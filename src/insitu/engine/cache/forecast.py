@@ -86,9 +86,17 @@ def forecast(
 
 def may_be_forecast(root: nn.Module, given: Any) -> bool:
     """Whether a call can be made twice: hooks of the user's, or objects given, would notice."""
-    if any(m._forward_hooks or m._forward_pre_hooks for m in root.modules()):
-        return False
-    return _is_plain(given)
+    hooks = [
+        hook
+        for module in root.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    return all(map(_is_transformers_own, hooks)) and _is_plain(given)
+
+
+def _is_transformers_own(hook: Any) -> bool:
+    """Whether a hook is one that transformers leaves on a model asked for its hidden states."""
+    return (getattr(hook, "__module__", None) or "").partition(".")[0] == "transformers"
 
 
 class _Hooks:
