@@ -203,6 +203,16 @@ class Walked(Composite):
         return x
 
 
+class ByLocal(Composite):
+    """Calls a module by a name of its own."""
+
+    def forward(self, x):
+        call = self.a
+        for _ in range(2):
+            x = torch.tanh(call(x))
+        return x
+
+
 class ByMethod(Composite):
     def forward(self, x):
         return self.step(x)
@@ -273,7 +283,7 @@ LEAVES = {
 }
 ONE = {
     "residual": Residual, "nested": Nested, "twice": Twice, "recurrent": Recurrent,
-    "sharing": Sharing, "by method": ByMethod, "quiet": Quiet,
+    "sharing": Sharing, "by method": ByMethod, "by local": ByLocal, "quiet": Quiet,
 }  # fmt: skip
 TWO = {
     "sequential": nn.Sequential, "flagged": Flagged, "swapped": Swapped, "walked": Walked,

@@ -61,7 +61,7 @@ def fail(model, x):
             model.first.output
             raise Wanted
     except Wanted:
-        return None
+        return
 
 
 def skip(model, x):

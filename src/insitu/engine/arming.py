@@ -148,6 +148,8 @@ class Arming:
     """The rewritten forwards of this pass (see `source`), by the module whose forward it is."""
     both: bool
     """Whether modules are armed on both sides: bodies beside the block come before it there."""
+    cleared: bool
+    """Whether nothing is armed any more, nor will be."""
     armed_around: nn.Module | None
     """The module around the one armed last: it and those around it are armed too."""
 
@@ -197,8 +199,16 @@ class Arming:
             namespace["forward"] = wrapper
 
     def disarm(self) -> None:
-        """Put every module's own forward back."""
+        """Put every module's own forward back; when interrupted, all the same."""
+        try:
+            self._take_out()
+        except KeyboardInterrupt:
+            self._take_out()
+            raise
+
+    def _take_out(self) -> None:
         with _lock:
+            self.cleared = True  # type: ignore[misc]  # the slot is the pass's
             for namespace, wrapper, before in reversed(self.placed):
                 if namespace.get("forward") is not wrapper:
                     continue  # another pass's stands over it, and will see that this one is over

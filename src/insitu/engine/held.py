@@ -38,9 +38,13 @@ class Run:
             _close(earlier)
         self._root = root
         self._pass = run = Pass(root, call, kind, stepping)
-        edited(run)
-        run.arm_every(root._module)
-        opened.append(run)
+        try:
+            edited(run)
+            run.arm_every(root._module)
+            opened.append(run)
+        except BaseException:
+            run.close()
+            raise
         # The pass must not refer to its handle, or a dropped handle would never be collected.
         self._dropped = weakref.finalize(self, _close_dropped, run)
         self._dropped.atexit = False

@@ -357,7 +357,7 @@ class Pass(Arming):
 
     def close(self, failed: bool = False) -> None:
         """End the pass where it stands and leave no trace of it. Safe to call twice."""
-        if self.closed:
+        if self.closed and self.cleared:
             return
         self.closed = True
         try:
@@ -599,13 +599,13 @@ class Pass(Arming):
             raise error
 
     def _clear(self) -> None:
-        if self.cleared:
-            return
-        self.cleared = True
-        self.disarm()
-        worker, self.worker = self.worker, None
-        if isinstance(worker, Worker) and self.thread == get_ident():
-            release(worker)
+        try:
+            if not self.cleared:
+                self.disarm()
+        finally:
+            worker, self.worker = self.worker, None
+            if isinstance(worker, Worker) and self.thread == get_ident():
+                release(worker)
         self.block = self.to_block = self.to_model = self.taps = self.taps_before = None
         self.value = self.args = self.kwargs = None
 

@@ -9,8 +9,10 @@ name? In a loop it can; below the last use of the name it cannot. Only then is t
 """
 
 import dis
+import functools
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
@@ -22,6 +24,7 @@ from insitu.engine.order import INPUT, OUTPUT
 _ENDS = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
 _LOADS = ("LOAD_ATTR", "LOAD_METHOD")
 _METHODS_DEEP = 3
+_TORCHS = nn.Module.__call__.__code__.co_filename  # its frames around every forward call no others
 
 Span = tuple[int | None, int | None, int | None, int | None]
 """First line, last line, first column, last column."""
@@ -53,12 +56,16 @@ def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
     module = node._module
     done = standing if isinstance(standing, nn.Module) else None  # its own forward is over
     for parked in frames(frame):
+        if parked.f_code.co_filename == _TORCHS:
+            continue
         around = self_of(parked)
         if not isinstance(around, nn.Module) or around is done:
             continue
         if any(_comes_to(parked, name, around) for name in _leading_to(module, around)):
             return True
-        if _walks(parked) and _comes_after(module, done, around):
+        if _way(parked.f_code, parked.f_lasti).loops and (
+            _comes_after(module, done, around) or _is_held(module, parked, around)
+        ):
             return True
     return False
 
@@ -73,6 +80,16 @@ def _comes_after(module: nn.Module, other: nn.Module | None, around: nn.Module) 
     """Whether a list of modules that holds both has one after the other."""
     inside = list(around.modules())
     return module in inside and other in inside and inside.index(module) > inside.index(other)
+
+
+def _is_held(module: nn.Module, frame: FrameType, around: nn.Module) -> bool:
+    """Whether a loop's frame has it in a local name, other than one that the loop assigns."""
+    stored = _way(frame.f_code, frame.f_lasti).stored
+    return any(
+        isinstance(value, nn.Module) and value is not around and module in value.modules()
+        for name, value in frame.f_locals.items()
+        if name not in stored
+    )
 
 
 def frames(frame: FrameType | None) -> Iterator[FrameType]:
@@ -90,8 +107,7 @@ def self_of(frame: FrameType) -> Any:
 
 def _comes_to(frame: FrameType, name: str, module: nn.Module) -> bool:
     """Whether a name, or a method that uses it, lies on a way from the frame's instruction."""
-    code, at = frame.f_code, frame.f_lasti
-    for loaded in _names_ahead(code, at) | _names_waiting(code, at):
+    for loaded in _way(frame.f_code, frame.f_lasti).names:
         if loaded == name or _uses(getattr(type(module), loaded, None), name, module, 0):
             return True
     return False
@@ -110,14 +126,25 @@ def _uses(method: Any, name: str, module: nn.Module, depth: int) -> bool:
     )
 
 
-def _walks(frame: FrameType) -> bool:
-    """Whether a frame is parked in a loop."""
-    return any(step.offset == frame.f_lasti for step in _ahead(frame.f_code, frame.f_lasti))
+@dataclass(frozen=True)
+class _Way:
+    """What lies ahead of an instruction."""
+
+    names: frozenset[str]
+    """Attributes that are loaded, or have been for a call that waits for this one."""
+    stored: frozenset[str]
+    """Local names that are assigned."""
+    loops: bool
+    """Whether a way leads back to it."""
 
 
-def _names_ahead(code: CodeType, at: int) -> set[str]:
-    """Attributes loaded on any way from an instruction on."""
-    return {str(step.argval) for step in _ahead(code, at) if step.opname in _LOADS}
+@functools.lru_cache(maxsize=1024)
+def _way(code: CodeType, at: int) -> _Way:
+    ahead = list(_ahead(code, at))
+    names = {str(step.argval) for step in ahead if step.opname in _LOADS}
+    loops = any(step.offset == at for step in ahead)
+    stored = frozenset(str(step.argval) for step in ahead if step.opname.startswith("STORE_FAST"))
+    return _Way(frozenset(names | _names_waiting(code, at)), stored, loops)
 
 
 def _ahead(code: CodeType, at: int) -> Iterator[dis.Instruction]:

@@ -110,8 +110,9 @@ class Tracer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        run, failed = self._own(), True
+        failed = True
         try:
+            run = self._own()
             if error is None or (isinstance(error, steps.RestDone) and error.run is run):
                 run.finish()
                 failed = False
@@ -133,17 +134,22 @@ class Tracer:
 
     def _leave(self, failed: bool) -> None:
         run, bodies = self._own(), self._bodies
-        if active.get() is run:
-            active.set(run.around())
-        if self._backwards:
-            backward_call.unmount()
-        if bodies is not None:
-            bodies.write_back()
         try:
-            run.close(failed)
-        finally:
+            if active.get() is run:
+                active.set(run.around())
+            if self._backwards:
+                backward_call.unmount()
             if bodies is not None:
-                bodies.close()
+                bodies.write_back()
+        finally:
+            try:
+                run.close(failed)
+            except KeyboardInterrupt:  # nothing of the pass may stay
+                run.close(failed)
+                raise
+            finally:
+                if bodies is not None:
+                    bodies.close()
 
     @property
     def module(self) -> nn.Module:
