@@ -6,7 +6,6 @@ with model.trace("The Eiffel Tower is in") as tracer:
 print(h.shape, logits.shape)
 """
 
-import dis
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.options import Options as CacheOptions
 from insitu.engine.cache.start import start as start_cache
 from insitu.engine.capture.per_code import facts, known
-from insitu.engine.capture.usage import enters_later, returns_to
+from insitu.engine.capture.usage import enters_later, is_called_at_once, returns_to
 from insitu.engine.edits import edited
 from insitu.engine.interleave import Pass
 from insitu.engine.invoke import Barrier, Bodies, Invoke
@@ -170,7 +169,7 @@ class Tracer:
         Runs the pass to its end.
         """
         value = self._running().run_out()
-        return (lambda: value) if _is_being_called(sys._getframe(1)) else value
+        return (lambda: value) if is_called_at_once(sys._getframe(1)) else value
 
     @property
     def iter(self) -> steps.Steps:
@@ -273,12 +272,3 @@ def _is_entered(frame: FrameType) -> bool:
     if use == "attribute":
         return hasattr(Tracer, name)
     return use not in ("discarded", "shown")
-
-
-def _is_being_called(frame: FrameType) -> bool:
-    """Whether the attribute being read in `frame` is called at once, as in `tracer.result()`."""
-    code, at = frame.f_code.co_code, frame.f_lasti
-    name = dis.opname[code[at]]
-    return name == "LOAD_METHOD" or (
-        name == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool(code[at + 1] & 1)
-    )

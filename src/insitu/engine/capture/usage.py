@@ -7,6 +7,7 @@ no `with` enters it.
 """
 
 import dis
+import sys
 from types import CodeType, FrameType
 
 from insitu.engine.capture.per_code import facts, known
@@ -44,6 +45,15 @@ def enters_later(frame: FrameType, name: str) -> bool:
     if name not in enters:
         enters[name] = _enters(frame.f_code, name)
     return enters[name]
+
+
+def is_called_at_once(frame: FrameType) -> bool:
+    """Whether the attribute being read in `frame` is called at once, as in `tracer.result()`."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    name = dis.opname[code[at]]
+    return name == "LOAD_METHOD" or (
+        name == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool(code[at + 1] & 1)
+    )
 
 
 def _use(code: CodeType, at: int) -> str:
