@@ -9,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from leftovers import ours_on
+from leftovers import ours_on, unparked
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -77,15 +77,6 @@ def llm(tiny_gpt2):
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # the guard then looks only at what tests make
-
-
-def live_greenlets():
-    kinds = (switch.Worker, switch.Greenlet)
-    return [o for o in gc.get_objects() if type(o) in kinds and o and o.parent]
-
-
-def unparked():
-    return len(live_greenlets()) - switch.parked()
 
 
 def assert_nothing_is_left(roots, unparked_before):

@@ -1,4 +1,8 @@
-"""What a trace must not leave on a module."""
+"""What a trace must not leave: wrappers and hooks on a module, greenlets but the parked ones."""
+
+import gc
+
+from insitu.engine import switch
 
 
 def ours_on(module):
@@ -6,3 +10,12 @@ def ours_on(module):
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     placed = (module.__dict__.get("forward"), *hooks)
     return [it for it in placed if (getattr(it, "__module__", None) or "").startswith("insitu")]
+
+
+def live_greenlets():
+    kinds = (switch.Worker, switch.Greenlet)
+    return [o for o in gc.get_objects() if type(o) in kinds and o and o.parent]
+
+
+def unparked():
+    return len(live_greenlets()) - switch.parked()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import unparked
+from leftovers import unparked
 from torch import nn
 from untouched import state
 
