@@ -103,17 +103,26 @@ def take(value: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
     return _rebuilt(value, {key: take(v, rows, is_batch, (*path, key)) for key, v in _parts(value)})
 
 
-def put(value: Any, part: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
-    """The same value with these rows replaced by `part`'s; tensors are not changed in place."""
+def put(
+    value: Any, part: Any, rows: Rows, is_batch: IsBatch, path: Path = (), given: Any = None
+) -> Any:
+    """The same value with these rows replaced by `part`'s; tensors are not changed in place.
+
+    A tensor that is the very one `given` was edited where it is, if at all. It is not copied, so
+    that whoever else holds it (a residual sum) sees the edit, as without a batch.
+    """
     if isinstance(value, torch.Tensor):
+        if part is given and part.requires_grad is value.requires_grad:
+            return value
         if not (value.dim() and value.shape[0] == rows.total and is_batch(path, value)):
             return part
         end = rows.start + rows.size
         return torch.cat([value[: rows.start], part, value[end:]])
-    return _rebuilt(
-        value,
-        {key: put(v, _part(part, key), rows, is_batch, (*path, key)) for key, v in _parts(value)},
-    )
+    parts = {}
+    for key, inner in _parts(value):
+        own = None if given is None else _part(given, key)
+        parts[key] = put(inner, _part(part, key), rows, is_batch, (*path, key), own)
+    return _rebuilt(value, parts)
 
 
 def stack(parts: Mapping[Rows, Any], is_batch: IsBatch, path: Path = ()) -> Any:

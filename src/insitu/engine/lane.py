@@ -284,7 +284,11 @@ class Lane:
         self.at_output = self.args = self.kwargs = None
         if value is given and not _begins_a_graph(given, output):
             return output
-        return value if rows is None else put(output, value, rows, self._dims().at(key, OUTPUT))
+        return (
+            value
+            if rows is None
+            else put(output, value, rows, self._dims().at(key, OUTPUT), (), given)
+        )
 
     def stand_at_input(self, key: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Let the body have a call's arguments; give those to call with."""
@@ -296,7 +300,9 @@ class Lane:
         left, self.args, self.kwargs, self.at_input = (self.args, self.kwargs), None, None, None
         if left[0] is given[0] and left[1] is given[1]:
             return call
-        return left if rows is None else put(call, left, rows, self._dims().at(key, INPUT))
+        return (
+            left if rows is None else put(call, left, rows, self._dims().at(key, INPUT), (), given)
+        )
 
     def _tell(self, kind: int, value: Any) -> None:
         watch = self.run.watch

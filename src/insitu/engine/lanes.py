@@ -35,6 +35,8 @@ class Lanes:
         self.outputs: dict[Any, list[Lane]] = {}
         self.inputs: dict[Any, list[Lane]] = {}
         self.skips: dict[Any, list[tuple[misses.Read, Lane, Any]]] = {}
+        self._begun: dict[Any, list[tuple[misses.Read, Lane, Any]]] = {}
+        """Those whose call is under way; what is asked for meanwhile is for the next one."""
         self.over = False
         self._parked: list[Lane] = []
         self._standing: tuple[int, Any] | None = None
@@ -157,10 +159,12 @@ class Lanes:
 
     def skips_all_rows(self, key: Any) -> bool:
         """Whether a module's next call need not be computed at all."""
-        lanes = [lane for _, lane, _ in self.skips.get(key, ())]
-        rows = [lane.rows for lane in lanes]
-        if not rows:
+        now = [skip for skip in self.skips[key] if not skip[1].muted]  # the others are not in it
+        if not now:
             return False
+        self._begun[key] = now
+        lanes = [lane for _, lane, _ in now]
+        rows = [lane.rows for lane in lanes]
         whole = None in rows or sum(r.size for r in set(rows) if r) == max(
             r.total for r in rows if r
         )
@@ -170,8 +174,13 @@ class Lanes:
 
     def skipped(self, key: Any, output: Any) -> Any:
         """What a module returns when rows of its call are skipped; None for one not computed."""
+        left = self._begun.pop(key, None)
+        if left is None:
+            return output
         self.run.observation = None  # what would have run inside it is not learned
-        left = self.skips.pop(key)
+        self.skips[key] = [it for it in self.skips[key] if all(it is not skip for skip in left)]
+        if not self.skips[key]:
+            del self.skips[key]
         for _, lane, _ in left:
             lane.muted = False
         parts = {lane.rows: value for _, lane, value in left if lane.rows is not None}
