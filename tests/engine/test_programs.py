@@ -162,7 +162,7 @@ def is_open(case):
     """Whether a case may meet a bug that is known and still open, see `OPEN`."""
     text = repr(case)
     if isinstance(case, Cases):
-        return "sharing" in text
+        return "sharing" in text or "hooked" in text
     return "hooked" in text and any(
         isinstance(act, Edit) and act.site != "output" for act in case.program
     )
