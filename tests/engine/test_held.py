@@ -6,7 +6,9 @@ import warnings
 
 import pytest
 import torch
+from leftovers import unparked
 from reference import edited, outputs
+from torch import nn
 
 import insitu
 from insitu import NNsight
@@ -262,8 +264,24 @@ def test_a_run_closed_by_another_thread_harms_neither(net, x):
     assert in_a_thread(close_and_trace) is None
     with model.trace(x):
         assert torch.equal(model.layer1.output, net.layer1(x))
-    run = None
-    gc.collect()
+
+
+def test_what_another_thread_closed_ends_at_the_next_trace_of_its_own(net, x):
+    model, inner = NNsight(net), NNsight(nn.Linear(5, 5))
+    with model.trace(x):
+        model.layer1.output
+        with inner.trace(x):  # its worker is parked, and remembers the one it went back to
+            inner.output
+    before = unparked()
+    run = model.open(x)
+    run.step()
+    assert in_a_thread(run.close) is None
+    with torch.no_grad():
+        with inner.trace(x):
+            inner.output
+        assert not torch.is_grad_enabled()
+    assert unparked() == before
+    assert run.where == "closed"
 
 
 def test_a_generation_held_open(llm):

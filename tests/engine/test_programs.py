@@ -4,6 +4,8 @@ An illegal one gets its error at its own line, and leaves nothing behind.
 """
 
 import contextlib
+import os
+import tempfile
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from drawn_programs import broken, programs
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from little_models import WIDTH, S, Spec, build, observed, set_variant, specs
 from programs import (
     END,
@@ -34,6 +37,7 @@ from untouched import state
 
 from insitu import InsituError, NNsight
 
+set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))  # not into the tree
 FAST = settings(
     max_examples=80, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],

@@ -136,12 +136,12 @@ def soak_threads(traces, threads=4):
 
 
 def test_four_threads_read_edit_fail_and_stop_at_once():
-    soak_threads(60)
+    soak_threads(500)
 
 
 @pytest.mark.slow
-def test_four_threads_do_so_five_hundred_times_each():
-    soak_threads(500)
+def test_four_threads_do_so_twenty_thousand_times_each():
+    soak_threads(20_000)
 
 
 # Leaks --------------------------------------------------------------------------------------------

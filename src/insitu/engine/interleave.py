@@ -39,6 +39,7 @@ from insitu.engine.switch import (
     Worker,
     acquire,
     getcurrent,
+    leave,
     release,
 )
 
@@ -368,7 +369,7 @@ class Pass(Arming):
                 try:
                     self.worker.throw(Exit)  # type: ignore[union-attr]
                 except SwitchError:
-                    swap(self.block_modes)  # another thread's: it unwinds there when collected
+                    swap(self.block_modes)  # another thread's: it unwinds there
         finally:
             self.error = None
             if self.lanes is not None:
@@ -604,8 +605,11 @@ class Pass(Arming):
                 self.disarm()
         finally:
             worker, self.worker = self.worker, None
-            if isinstance(worker, Worker) and self.thread == get_ident():
-                release(worker)
+            if isinstance(worker, Worker):
+                if self.thread == get_ident():
+                    release(worker)
+                else:
+                    leave(worker, self.thread, self.model_modes)
         self.block = self.to_block = self.to_model = self.taps = self.taps_before = None
         self.value = self.args = self.kwargs = None
 
