@@ -62,7 +62,7 @@ $(VENV)/lab: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt
-	$(call INSTALL,$(VENV)) torch -e ".[lab,dev]"
+	$(call INSTALL,$(VENV)) torch -e ".[lab,adapters,diffusion,dev]"
 	@touch $@ $(VENV)/lab
 
 .venv-bench/done: pyproject.toml constraints.txt
