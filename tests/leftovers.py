@@ -12,11 +12,10 @@ def ours_on(module):
     return [it for it in placed if (getattr(it, "__module__", None) or "").startswith("insitu")]
 
 
-def live_greenlets():
-    kinds = (switch.Worker, switch.Greenlet)
-    return [o for o in gc.get_objects() if type(o) in kinds and o and o.parent]
-
-
 def unparked():
+    """The greenlets that wait somewhere, by identity, apart from this thread's parked ones."""
     switch.getcurrent()  # those that another thread let go of end when their own looks
-    return len(live_greenlets()) - switch.parked()
+    kinds = (switch.Worker, switch.Greenlet)
+    kept = {id(worker) for worker in switch._parked.workers}
+    alive = (o for o in gc.get_objects() if type(o) in kinds and o and o.parent)
+    return {id(o) for o in alive} - kept

@@ -280,7 +280,7 @@ def test_what_another_thread_closed_ends_at_the_next_trace_of_its_own(net, x):
         with inner.trace(x):
             inner.output
         assert not torch.is_grad_enabled()
-    assert unparked() == before
+    assert not unparked() - before
     assert run.where == "closed"
 
 

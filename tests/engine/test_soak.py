@@ -160,7 +160,7 @@ def measured():
         "traced kB": round(tracemalloc.get_traced_memory()[0] / 1024, 1),
         "files": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
-        "greenlets": unparked(),
+        "greenlets": len(unparked()),
         "objects": len(gc.get_objects()),
     }
 
