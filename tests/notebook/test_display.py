@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from insitu import NNsight
-from insitu.notebook import display
-from insitu.notebook.tree import grow
+from insitu.twins.model import model_html
+from insitu.twins.tree import grow
 
 
 def bundle(shell, value):
@@ -43,7 +43,7 @@ def without_sheet(html):
 
 
 def test_a_tree_reads_well_without_its_sheet(llm):
-    html = without_sheet(display.model_html(llm))
+    html = without_sheet(model_html(llm))
     words = re.sub(r"<[^>]*>", "", html)
     assert "wte Embedding · 10,560 parameters" in words
     assert html.count("<ul") == html.count("</ul>") > 3
@@ -51,7 +51,7 @@ def test_a_tree_reads_well_without_its_sheet(llm):
 
 
 def test_a_small_tree_is_open_to_what_its_first_block_holds(llm):
-    before, _, inside = display.model_html(llm).partition("GPT2Block")
+    before, _, inside = model_html(llm).partition("GPT2Block")
     assert before.count("<details open>") == before.count("<details") == 3
     assert "<details open>" not in inside
 
@@ -60,8 +60,8 @@ def test_a_large_tree_stays_folded():
     blocks = [nn.Sequential(nn.Linear(2, size), nn.ReLU()) for size in range(1, 40)]
     twice = [nn.Sequential(nn.Linear(9, 9)) for _ in range(2)]
     deep = nn.Sequential(nn.Sequential(nn.Sequential(nn.ModuleList(twice))), *blocks)
-    assert "2 × Sequential" in display.model_html(NNsight(deep))
-    before = display.model_html(NNsight(deep)).partition("2 × Sequential")[0]
+    assert "2 × Sequential" in model_html(NNsight(deep))
+    before = model_html(NNsight(deep)).partition("2 × Sequential")[0]
     assert before.count("<details open>") < before.count("<details")
 
 
@@ -79,7 +79,7 @@ def test_a_module_used_in_two_places_is_counted_in_both():
 def test_a_display_escapes_names():
     model = nn.Module()
     model.add_module("<u>", nn.Linear(1, 1))
-    assert "<u>" not in display.model_html(NNsight(model)).partition("</style>")[2]
+    assert "<u>" not in model_html(NNsight(model)).partition("</style>")[2]
 
 
 def test_a_display_never_raises_and_runs_nothing(shell):
@@ -113,7 +113,7 @@ def test_ten_thousand_modules_stay_small_and_quick():
     took_s = []
     for _ in range(3):
         began = time.thread_time()
-        html = display.model_html(model)
+        html = model_html(model)
         took_s.append(time.thread_time() - began)
     assert len(html.encode()) < 200_000
     assert "rows more" in html

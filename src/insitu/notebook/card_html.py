@@ -8,7 +8,6 @@ Everything that comes from the user or a tokenizer is escaped: tokens are data.
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from insitu.notebook import style
 from insitu.notebook.card_facts import (
     TV,
     Card,
@@ -31,6 +30,7 @@ from insitu.notebook.card_facts import (
 )
 from insitu.notebook.effects import Candidate, Change, StepChange
 from insitu.notebook.recorder import Visit
+from insitu.twins import style
 
 _OPEN_MAX = 24  # rows shown before the fold
 _ROWS_MAX = 300

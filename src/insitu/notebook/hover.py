@@ -20,8 +20,8 @@ from html import escape
 from typing import Any
 
 from insitu.engine.wrapped import WrappedModule
-from insitu.notebook import style
 from insitu.notebook.spoken import path_at
+from insitu.twins import style
 
 _SHEET = "& table{border-collapse:collapse}& th,& td{text-align:left;padding:1px 16px 1px 0}"
 

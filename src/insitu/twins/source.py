@@ -11,7 +11,7 @@ from html import escape
 
 from insitu.engine.source.listing import Row, marked, rows
 from insitu.engine.source.operations import Operation, Source
-from insitu.notebook import style
+from insitu.twins import style
 
 _SHEET = """
 & .head{margin:0 0 6px}& .head b{font-weight:600}

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from insitu import NNsight
-from insitu.notebook import cache_html
+from insitu.twins.cache import cache_html
 
 
 def bundle(shell, value):
@@ -35,7 +35,7 @@ def test_a_forecast_shows_the_same_table(shell, cache):
 
 
 def test_it_fetches_nothing_and_reads_well_without_its_sheet(cache):
-    html = cache_html.cache_html(cache)
+    html = cache_html(cache)
     bare = html.partition("<style>")[0] + html.partition("</style>")[2]
     assert not re.search(r"https?:|src=|<script|var\(", bare)
     assert "prefers-color-scheme:dark" in html
@@ -49,7 +49,7 @@ def test_names_are_escaped(x):
     net.add_module("<u>", nn.Identity())
     with NNsight(net).trace(x) as tracer:
         cache = tracer.cache()
-    html = cache_html.cache_html(cache)
+    html = cache_html(cache)
     assert "<u>" not in html
     assert "&lt;u&gt;" in html
 
@@ -60,7 +60,7 @@ def test_many_rows_fold(x):
         net.add_module(f"layer{n}", nn.Identity())
     with NNsight(net).trace(x) as tracer:
         cache = tracer.cache()
-    html = cache_html.cache_html(cache)
+    html = cache_html(cache)
     assert "17 more rows</summary>" in html
     assert "layer39" in html
 
@@ -68,7 +68,7 @@ def test_many_rows_fold(x):
 def test_an_empty_cache_has_no_table(x):
     with NNsight(nn.Identity()).trace(x) as tracer:
         cache = tracer.cache()
-        assert "<table" not in cache_html.cache_html(cache)
+        assert "<table" not in cache_html(cache)
         assert repr(cache) == "ActivationCache of Identity: 0 modules, 0 B"
 
 

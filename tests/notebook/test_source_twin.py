@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from insitu.notebook import source_html
+from insitu.twins.source import source_html
 
 
 def bundle(shell, value):
@@ -22,7 +22,7 @@ def test_a_source_shows_text_and_html(shell, llm):
 
 def test_the_table_has_every_line_and_every_name(llm):
     source = llm.transformer.h[0].attn.source
-    html = source_html.source_html(source)
+    html = source_html(source)
     assert html.count("<tr") == len(source._plan.definition.lines)
     for operation in source:
         assert f"<code>{operation._name}</code>" in html
@@ -35,7 +35,7 @@ def test_the_table_has_every_line_and_every_name(llm):
 
 
 def test_code_is_escaped(llm):
-    html = source_html.source_html(llm.transformer.h[0].attn.source)
+    html = source_html(llm.transformer.h[0].attn.source)
     assert "-&gt; tuple[torch.Tensor" in html
     assert "-> tuple" not in html
 
@@ -48,7 +48,7 @@ def test_an_operation_shows_its_statement(shell, llm):
 
 
 def test_colours_follow_the_theme(llm):
-    html = source_html.source_html(llm.transformer.h[0].attn.source)
+    html = source_html(llm.transformer.h[0].attn.source)
     assert "--jp-content-font-color1" in html
     assert "prefers-color-scheme:dark" in html
 

@@ -12,7 +12,7 @@ from html import escape
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.forecast import Forecast
 from insitu.engine.cache.table import Row, columns, rows
-from insitu.notebook import style
+from insitu.twins import style
 
 _OPEN_MAX = 24  # rows shown before the fold
 _ROWS_MAX = 300

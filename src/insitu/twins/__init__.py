@@ -1,0 +1,1 @@
+"""The static twins of what a notebook shows: HTML without scripts, and text."""

@@ -1,0 +1,1 @@
+"""Widgets: live views of a model's insides, each fed by data."""
