@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 ACCEPTANCE := ../shared/acceptance
+BUNDLE := src/insitu/widgets/bundles/module_tree.js
+NODE := labextension/node_modules/.package-lock.json
 
-.PHONY: demo lab test test-all coverage check fix bench size picture clean
+.PHONY: demo lab test test-all coverage check fix bench size picture widgets clean
 
 # Run the main job on the demo model: print what it found, write demo.html.
 demo: $(VENV)/lab
@@ -17,7 +19,8 @@ lab: $(VENV)/lab
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
 # The specification, the notebooks, and the acceptance suite where it is there.
-test: $(VENV)/dev
+test: $(VENV)/dev $(BUNDLE)
+	cd labextension && npm test --silent
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -W default notebooks
 	@if [ -d $(ACCEPTANCE) ]; then \
@@ -34,13 +37,14 @@ coverage: $(VENV)/dev
 	$(BIN)/coverage run -m pytest -q -m "not slow and not gpu and not network" tests/engine
 	$(BIN)/coverage report --skip-covered
 
-check: $(VENV)/dev
+check: $(VENV)/dev $(BUNDLE)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/size.py --check
 	$(BIN)/python tools/operations.py --check
+	cd labextension && npm run check --silent
 
 fix: $(VENV)/dev
 	$(BIN)/ruff format .
@@ -54,6 +58,17 @@ size: $(VENV)/dev
 BENCH ?= --json build/benchmarks.json
 bench: .venv-bench/done
 	.venv-bench/bin/python -m benchmarks.run $(BENCH)
+
+# The widgets' front ends. An install builds them too, with a node of its own where there is none.
+widgets: $(BUNDLE)
+
+$(BUNDLE): $(NODE) $(shell find labextension/src -name '*.ts')
+	cd labextension && npm run build --silent
+	@touch $@
+
+$(NODE): labextension/package-lock.json
+	cd labextension && npm ci --ignore-scripts --silent
+	@touch $@
 
 INSTALL = $(PYTHON) -m venv $(1) && $(1)/bin/pip install --disable-pip-version-check -q -c constraints.txt
 

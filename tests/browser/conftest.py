@@ -51,6 +51,8 @@ class Notebook:
 
     def __init__(self, page: Any) -> None:
         self.page = page
+        self.said: list[str] = []
+        """What views say on the page's console, as errors."""
 
     def command(self, name: str, **arguments: Any) -> None:
         """Run one of JupyterLab's commands, to its end."""
@@ -62,6 +64,19 @@ class Notebook:
     def run_all(self) -> None:
         """Run every cell and wait until the kernel has nothing more to do."""
         self.command("notebook:run-all-cells")
+        self.wait_idle()
+
+    def run(self, index: int) -> None:
+        """Run one cell and wait for it."""
+        self.page.evaluate(
+            "index => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = index; }",
+            index,
+        )
+        self.command("notebook:run-cell")
+        self.wait_idle()
+
+    def wait_idle(self) -> None:
+        """Wait until the kernel has nothing more to do."""
         self.page.wait_for_function(
             """() => {
                 const panel = window.jupyterapp.shell.currentWidget;

@@ -1,0 +1,46 @@
+/** The table behind every picture: the same numbers for a screen reader, or for who wants them. */
+import { h, replace } from "./dom";
+
+export type Cell = string | number;
+
+const ROWS_MAX = 500;
+
+/** A folded table; its rows are asked for when it is opened. */
+export function tableBehind(caption: string, columns: string[], rows: () => Cell[][]): HTMLDetailsElement {
+  const place = h("div", { class: "scroll" });
+  const fold = h("details", { class: "behind" }, h("summary", { class: "soft" }, "As a table"), place);
+  const fill = (): void => {
+    if (!fold.open) return;
+    const all = rows();
+    replace(place, table(caption, columns, all.slice(0, ROWS_MAX)), all.length > ROWS_MAX && h("p", { class: "soft" }, `… and ${all.length - ROWS_MAX} rows more: save them as CSV`));
+  };
+  fold.addEventListener("toggle", fill);
+  return fold;
+}
+
+export function table(caption: string, columns: string[], rows: Cell[][]): HTMLTableElement {
+  const cell = (value: Cell): HTMLElement => h("td", { class: typeof value === "number" && "number" }, typeof value === "number" ? compact(value) : value);
+  return h(
+    "table",
+    {},
+    h("caption", { class: "soft" }, caption),
+    h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map(cell)))),
+  );
+}
+
+/** A number in few characters: 4 digits that count. */
+export function compact(value: number): string {
+  if (Number.isInteger(value) && Math.abs(value) < 1e6) return value.toLocaleString("en");
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "∞" : "−∞";
+  const size = Math.abs(value);
+  return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : Number(value.toPrecision(4)).toString();
+}
+
+/** A count in three digits: 198k, 1.57M, 70.6B. */
+export function short(count: number): string {
+  const units = ["", "k", "M", "B", "T"];
+  let [size, unit] = [count, 0];
+  while (size >= 999.5 && unit < units.length - 1) (size /= 1000), unit++;
+  return (unit ? Number(size.toPrecision(3)).toString() : String(count)) + units[unit];
+}

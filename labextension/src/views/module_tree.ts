@@ -1,0 +1,235 @@
+/** A model's modules as a tree: search, sizes, shapes, and what the last run did where. */
+import { h, replace } from "../kit/dom";
+import { Endings } from "../kit/host";
+import { Rows } from "../kit/rows";
+import { root, speaker } from "../kit/sheet";
+import { compact, short } from "../kit/table";
+
+/** A row a module, in the order of `named_modules`; kinds and outputs are numbers of a list. */
+export interface Nodes {
+  name: string[];
+  parent: number[];
+  kind: number[];
+  size: number[];
+  output: number[];
+  kinds: string[];
+  outputs: string[];
+}
+
+export type Mark = "ran" | "read" | "written" | "paused";
+export type Marks = Record<string, Mark[]>;
+
+export interface About {
+  class: string;
+  extra: string;
+  parameters: Record<string, number[]>;
+  devices: string[];
+  source: string;
+  paused: string;
+}
+
+export interface Asks {
+  select(path: string): void;
+  about(row: number): Promise<About>;
+}
+
+export interface ModuleTreeView {
+  setNodes(title: string, nodes: Nodes): void;
+  setMarks(marks: Marks): void;
+  end(): void;
+}
+
+const HEIGHT = 24;
+const SIGNS: Record<Mark, [string, string]> = {
+  ran: ["○", "ran"],
+  read: ["◐", "read"],
+  written: ["●", "written"],
+  paused: ["▶", "the pass stands here"],
+};
+const SHEET = `
+.insitu-module_tree .sides{display:grid;grid-template-columns:minmax(0,1fr) minmax(14rem,20rem);gap:10px}
+.insitu-module_tree .scroll{height:360px}
+.insitu-module_tree .row{display:flex;gap:8px;align-items:center;white-space:nowrap;padding-right:8px;cursor:default}
+.insitu-module_tree .row:hover{background:var(--tint)}
+.insitu-module_tree .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
+.insitu-module_tree .twist{width:14px;text-align:center;color:var(--soft);cursor:pointer;flex:none}
+.insitu-module_tree .mark{color:var(--orange);flex:none}
+.insitu-module_tree .size{margin-left:auto}
+.insitu-module_tree mark{background:#d9822b55;color:inherit}
+.insitu-module_tree .about{overflow-wrap:anywhere;font-size:12.5px}
+.insitu-module_tree .about .entry{margin:0 0 5px}.insitu-module_tree .about .entry .soft{font-size:11.5px}
+@media (max-width:640px){.insitu-module_tree .sides{grid-template-columns:1fr}}
+`;
+
+export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
+  const endings = new Endings();
+  const view = root(el, "module_tree", SHEET);
+  const say = speaker(view);
+  let nodes: Nodes = { name: [], parent: [], kind: [], size: [], output: [], kinds: [], outputs: [] };
+  let marks: Marks = {};
+  let children: number[][] = [];
+  let depth: number[] = [];
+  let opened = new Set<number>();
+  let found: Set<number> | null = null;
+  let shown: number[] = [];
+  let selected = -1;
+
+  const title = h("b");
+  const search = h("input", { type: "search", placeholder: "Search modules", "aria-label": "Search modules by path or class" });
+  const count = h("span", { class: "soft" });
+  const about = h("div", { class: "about", "aria-live": "polite" });
+  const rows = new Rows(HEIGHT, draw, endings, { role: "tree", tabindex: "0", "aria-label": "Modules" });
+  view.append(h("div", { class: "bar" }, title, search, count), h("div", { class: "sides" }, rows.element, about));
+
+  const path = (row: number): string => {
+    const parts: string[] = [];
+    for (let at = row; at > 0; at = nodes.parent[at] ?? -1) parts.unshift(nodes.name[at] ?? "");
+    const base = nodes.name[0] ?? "";
+    return (base ? [base, ...parts] : parts).join(".");
+  };
+  const kind = (row: number): string => nodes.kinds[nodes.kind[row] ?? 0] ?? "";
+
+  function list(): void {
+    shown = [];
+    const walk = (row: number): void => {
+      if (found && !found.has(row)) return;
+      shown.push(row);
+      if (found || opened.has(row)) for (const child of children[row] ?? []) walk(child);
+    };
+    if (nodes.name.length) walk(0);
+    rows.setCount(shown.length);
+  }
+
+  function seek(): void {
+    const words = search.value.trim().toLowerCase();
+    found = null;
+    let hits = 0;
+    if (words) {
+      found = new Set();
+      for (let row = 0; row < nodes.name.length; row++)
+        if (path(row).toLowerCase().includes(words) || kind(row).toLowerCase().includes(words)) {
+          hits++;
+          for (let at = row; at >= 0 && !found.has(at); at = nodes.parent[at] ?? -1) found.add(at);
+        }
+    }
+    count.textContent = words ? `${compact(hits)} found` : `${compact(nodes.name.length)} modules`;
+    list();
+  }
+
+  function marked(name: string): (Node | string)[] {
+    const words = search.value.trim();
+    const at = words ? name.toLowerCase().indexOf(words.toLowerCase()) : -1;
+    return at < 0 ? [name] : [name.slice(0, at), h("mark", {}, name.slice(at, at + words.length)), name.slice(at + words.length)];
+  }
+
+  function draw(index: number): HTMLElement {
+    const row = shown[index] as number;
+    const below = (children[row] ?? []).length;
+    const isOpen = found !== null || opened.has(row);
+    const done = marks[row] ?? [];
+    const output = nodes.outputs[nodes.output[row] ?? 0];
+    return h(
+      "div",
+      {
+        class: "row", role: "treeitem", id: `${key}-${row}`, "aria-level": (depth[row] ?? 0) + 1, "aria-selected": String(row === selected),
+        "aria-expanded": below ? String(isOpen) : null, style: `padding-left:${6 + 16 * (depth[row] ?? 0)}px`, click: () => choose(row), dblclick: () => toggle(row),
+      },
+      h("span", { class: "twist", "aria-hidden": "true", click: (event: MouseEvent) => (event.stopPropagation(), toggle(row)) }, below ? (isOpen ? "▾" : "▸") : ""),
+      ...done.map((mark) => h("span", { class: "mark", title: SIGNS[mark]?.[1], role: "img", "aria-label": SIGNS[mark]?.[1] }, SIGNS[mark]?.[0])),
+      h("code", {}, ...(row === 0 ? [nodes.name[0] || "model"] : marked(nodes.name[row] ?? ""))),
+      h("span", { class: "soft" }, ...marked(kind(row))),
+      output ? h("span", { class: "soft mono" }, `→ ${output}`) : null,
+      h("span", { class: "soft size", title: "parameters" }, nodes.size[row] ? short(nodes.size[row] ?? 0) : ""),
+    );
+  }
+
+  function toggle(row: number, to = !opened.has(row)): void {
+    if (to) opened.add(row);
+    else opened.delete(row);
+    list();
+  }
+
+  let asked = 0;
+  function choose(row: number): void {
+    selected = row;
+    const index = shown.indexOf(row);
+    if (index >= 0) rows.show(index);
+    rows.element.setAttribute("aria-activedescendant", `${key}-${row}`);
+    asks.select(path(row));
+    const mine = ++asked;
+    asks.about(row).then(
+      (told) => mine === asked && tell(row, told),
+      () => mine === asked && tell(row, null),
+    );
+  }
+
+  function tell(row: number, told: About | null): void {
+    const where = path(row);
+    const entry = (name: string, value: string | undefined): (HTMLElement | null)[] => (value ? [h("div", { class: "entry" }, h("div", { class: "soft" }, name), h("span", { class: "mono", style: "white-space:pre-wrap" }, value))] : []);
+    const copy = h("button", { type: "button", title: "Copy the path", click: () => void navigator.clipboard?.writeText(where) }, "Copy");
+    replace(
+      about,
+      h("div", { class: "bar" }, h("b", { class: "mono" }, where || "model"), where ? copy : null),
+      told
+        ? h(
+            "div",
+            { class: "told" },
+            ...entry("class", told.class),
+            ...entry("made with", told.extra),
+            ...entry("output", nodes.outputs[nodes.output[row] ?? 0]),
+            ...entry("parameters", Object.entries(told.parameters).map(([name, shape]) => `${name}  [${shape.join(", ")}]`).join("\n")),
+            ...entry("device", told.devices.join(", ")),
+            ...entry("forward", told.source),
+            ...entry("a pass stands at", told.paused),
+          )
+        : h("p", { class: "soft" }, "The model is gone: its tree is shown as it was."),
+    );
+    say(`${where || "model"}, ${kind(row)}`);
+  }
+
+  endings.listen(search, "input", seek);
+  endings.listen(rows.element, "keydown", (event) => {
+    const { key: pressed } = event as KeyboardEvent;
+    const at = shown.indexOf(selected);
+    const below = children[selected] ?? [];
+    const isOpen = opened.has(selected);
+    const steps: Record<string, () => void> = {
+      ArrowDown: () => choose(shown[Math.min(at + 1, shown.length - 1)] ?? 0),
+      ArrowUp: () => choose(shown[Math.max(at - 1, 0)] ?? 0),
+      ArrowRight: () => (below.length && !isOpen ? toggle(selected, true) : choose(below[0] ?? selected)),
+      ArrowLeft: () => (below.length && isOpen ? toggle(selected, false) : choose(Math.max(nodes.parent[selected] ?? 0, 0))),
+      Home: () => choose(shown[0] ?? 0),
+      End: () => choose(shown[shown.length - 1] ?? 0),
+      Enter: () => toggle(selected),
+    };
+    if (!steps[pressed] || !shown.length) return;
+    event.preventDefault();
+    steps[pressed]?.();
+  });
+
+  return {
+    setNodes(named, given) {
+      nodes = given;
+      title.textContent = named;
+      children = nodes.name.map(() => []);
+      depth = nodes.name.map(() => 0);
+      for (let row = 1; row < nodes.name.length; row++) {
+        const parent = nodes.parent[row] ?? 0;
+        children[parent]?.push(row);
+        depth[row] = (depth[parent] ?? 0) + 1;
+      }
+      opened = new Set();
+      for (let row = 0; row >= 0 && (children[row] ?? []).length; row = children[row]?.find((child) => (children[child] ?? []).length) ?? -1) opened.add(row);
+      selected = -1;
+      replace(about, h("p", { class: "soft" }, "Click a module, or walk with the arrow keys."));
+      seek();
+    },
+    setMarks(given) {
+      marks = given;
+      rows.refresh();
+    },
+    end: () => endings.run(),
+  };
+}
+
+const key = `tree${Math.random().toString(36).slice(2, 8)}`;

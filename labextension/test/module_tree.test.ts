@@ -1,0 +1,58 @@
+import { expect, test } from "vitest";
+import sample from "../samples/module_tree.json";
+import { moduleTree, type Nodes } from "../src/views/module_tree";
+
+const about = { class: "torch.nn.Linear", extra: "in_features=2", parameters: { weight: [2, 2] }, devices: ["cpu"], source: "", paused: "" };
+
+function shown(nodes: Nodes = sample.nodes) {
+  const el = document.createElement("div");
+  document.body.replaceChildren(el);
+  const chosen: string[] = [];
+  const view = moduleTree(el, { select: (path) => chosen.push(path), about: () => Promise.resolve(about) });
+  view.setNodes(sample.title, nodes);
+  const rows = () => [...el.querySelectorAll('[role="treeitem"]')] as HTMLElement[];
+  const press = (key: string) => el.querySelector('[role="tree"]')?.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  return { el, view, chosen, rows, press };
+}
+
+test("the tree opens down to what its first block holds", () => {
+  const { rows } = shown();
+  expect(rows().length).toBeGreaterThan(2);
+  expect(rows()[0]?.getAttribute("aria-expanded")).toBe("true");
+});
+
+test("arrows walk the tree, and what they reach is selected in Python", () => {
+  const { press, chosen } = shown();
+  for (const key of ["Home", "ArrowDown"]) press(key);
+  expect(chosen).toEqual(["", sample.paths[1]]);
+});
+
+test("a search keeps what it finds, with the way there", () => {
+  const { el, rows } = shown();
+  const search = el.querySelector("input") as HTMLInputElement;
+  search.value = sample.paths[sample.paths.length - 1] as string;
+  search.dispatchEvent(new Event("input"));
+  const names = rows().map((row) => row.querySelector("code")?.textContent);
+  expect(names[names.length - 1]).toBe(sample.nodes.name[sample.nodes.name.length - 1]);
+  expect(names.length).toBeLessThan(sample.nodes.name.length);
+});
+
+test("a name is text, whatever it holds", () => {
+  const nodes = { ...sample.nodes, kinds: sample.nodes.kinds.map(() => "<img src=x onerror=alert(1)>") };
+  expect(shown(nodes).el.querySelector("img")).toBeNull();
+});
+
+test("ten thousand modules are drawn a screen at a time", () => {
+  const count = 10_000;
+  const flat: Nodes = {
+    name: Array.from({ length: count }, (_, i) => (i ? `m${i}` : "")), parent: Array.from({ length: count }, (_, i) => (i ? 0 : -1)),
+    kind: Array(count).fill(0), size: Array(count).fill(1), output: Array(count).fill(0), kinds: ["Linear"], outputs: [""],
+  };
+  expect(shown(flat).rows().length).toBeLessThan(60);
+});
+
+test("marks say what a run did, in words too", () => {
+  const { el, view } = shown();
+  view.setMarks({ "0": ["read", "written"] });
+  expect([...el.querySelectorAll(".mark")].map((mark) => mark.getAttribute("aria-label"))).toEqual(["read", "written"]);
+});
