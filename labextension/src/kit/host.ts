@@ -39,3 +39,8 @@ export class Endings {
     for (const ending of this.all.splice(0).reverse()) ending();
   }
 }
+
+/** The float32 numbers of a binary trait or buffer. */
+export function floats(bytes: DataView): Float32Array {
+  return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+}

@@ -1,0 +1,99 @@
+"""A lens as a grid: layers by positions, each cell the likeliest token, coloured by its chance.
+
+    lens = insitu.methods.logit_lens(model, "The Eiffel Tower is in the city of")
+    insitu.show(lens)
+    LensGrid.of(chances, texts=words, tokens=["The", " Eiffel"])      # plain numbers
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import traitlets
+
+from insitu.errors import UsageError
+from insitu.methods.axes import Axis
+from insitu.methods.result import Result
+from insitu.widgets import numbers
+from insitu.widgets.base import Widget
+
+
+class LensGrid(Widget):
+    """A result over layers and positions; click a cell to select it and see what else was likely.
+
+    LensGrid(logit_lens(model, prompt))
+
+    Args:
+        result: one of two axes; those of its `further` with the same axes can be switched to.
+
+    Attributes:
+        cell: the layer and position clicked last, None before.
+    """
+
+    front_end = "lens_grid"
+    title = traitlets.Unicode().tag(sync=True)
+    rows = traitlets.List().tag(sync=True)
+    columns = traitlets.List().tag(sync=True)
+    names = traitlets.List().tag(sync=True)
+    """What rows and columns are: `["layer", "pos"]`."""
+    texts = traitlets.List().tag(sync=True)
+    measures = traitlets.List().tag(sync=True)
+    """What can be shown: name, quantity, unit, limits."""
+    values = traitlets.List(traitlets.Bytes()).tag(sync=True)
+    """The numbers of each measure, row after row."""
+
+    def __init__(self, result: Result) -> None:
+        if len(result.axes) != 2:
+            raise UsageError(
+                f"a grid shows two axes, and this result has {len(result.axes)}.",
+                f"its axes are {', '.join(result.names) or 'none'}.",
+                "choose a place on the others first: result.sel(head=0).",
+            )
+        self.result = result
+        alike = {name: it for name, it in result.further.items() if it.names == result.names}
+        shown = {result.quantity: result, **alike}
+        super().__init__(
+            title=result.title,
+            names=list(result.names),
+            rows=[str(label) for label in result.axes[0].labels],
+            columns=[str(label) for label in result.axes[1].labels],
+            texts=list(result.texts or ()),
+            measures=[
+                {"name": name, "quantity": it.quantity, "unit": it.unit, "limits": it.limits}
+                for name, it in shown.items()
+            ],
+            values=[numbers.buffer(numbers.plain(it.values)[0]) for it in shown.values()],
+        )
+
+    @classmethod
+    def of(
+        cls, values: Any, *, tokens: Sequence[str], texts: Sequence[str] | None = None
+    ) -> "LensGrid":
+        """A grid of plain numbers `[layer, pos]`."""
+        values = torch.as_tensor(values)
+        axes = Axis("layer", range(len(values))), Axis("pos", list(tokens))
+        return cls(Result(values, axes, texts=texts))
+
+    @property
+    def cell(self) -> tuple[int, int] | None:
+        """The layer and position selected, in whichever view."""
+        layer, token = self.selection.get("layer"), self.selection.get("token")
+        return None if layer is None or token is None else (layer, token)
+
+    def text(self) -> str:
+        """The numbers as text."""
+        return repr(self.result)
+
+    def html(self) -> str:
+        """The numbers as a table of colours without scripts."""
+        return self.result._repr_html_()
+
+    def answer_top(self, given: dict[str, Any]) -> list[tuple[str, float]]:
+        """The likeliest tokens of one cell, where the result has them."""
+        top = self.result.further.get("top")
+        if top is None or top.texts is None:
+            return []
+        width = top.shape[-1]
+        first = (given["row"] * len(self.columns) + given["column"]) * width
+        chances = top.values.flatten()[first : first + width].tolist()
+        return list(zip(top.texts[first : first + width], chances, strict=True))
