@@ -122,7 +122,7 @@ export class Heatmap {
     const room = (this.wishes.width ?? this.element.clientWidth ?? 640) - left - 4;
     const limits = this.wishes.cell ?? { min: text ? 44 : 3, max: text ? 90 : 30, height: 18 };
     const each = Math.max(limits.min, Math.min(limits.max, Math.floor((room || 600) / (columns.length || 1))));
-    const high = text ? Math.max(limits.height, 18) : Math.max(3, Math.min(limits.height, Math.floor(480 / (rows.length || 1))));
+    const high = text ? Math.max(limits.height, 18) : Math.max(Math.min(limits.min, limits.height), Math.min(limits.height, Math.floor(480 / (rows.length || 1))));
     const steep = wide(columns) > each - 4;
     const top = columns.length ? (steep ? Math.ceil(wide(columns) * 0.72) + 12 : FONT + 8) : 0;
     this.size = { left, top, wide: each, high };
@@ -159,7 +159,7 @@ export class Heatmap {
     const skipRows = Math.ceil((FONT + 1) / high);
     rows.forEach((label, row) => row % skipRows === 0 && context.fillText(cut(label), left - 6, top + row * high + high / 2));
     context.textAlign = steep ? "left" : "center";
-    const skipColumns = Math.ceil((steep ? FONT + 2 : 1) / wide);
+    const skipColumns = Math.ceil((steep ? FONT + 8 : 1) / wide);
     columns.forEach((label, column) => {
       if (column % skipColumns) return;
       context.save();

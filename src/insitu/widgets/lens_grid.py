@@ -1,8 +1,8 @@
 """A lens as a grid: layers by positions, each cell the likeliest token, coloured by its chance.
 
-    lens = insitu.methods.logit_lens(model, "The Eiffel Tower is in the city of")
-    insitu.show(lens)
-    LensGrid.of(chances, texts=words, tokens=["The", " Eiffel"])      # plain numbers
+lens = insitu.methods.logit_lens(model, "The Eiffel Tower is in the city of")
+insitu.show(lens)
+LensGrid.of(chances, texts=words, tokens=["The", " Eiffel"])      # plain numbers
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,112 @@
+"""Attention patterns: every head at a glance, one of them large, and the text it reads.
+
+    insitu.show(attention_patterns(model, prompt))
+    AttentionView.of(pattern, tokens=tokens)         # [head, query, key] or [layer, head, query, key]
+
+A map of thousands of tokens stays in the kernel: the view asks for what is in sight, and gets the
+largest weight of each pixel, so that no single bright cell is lost.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import traitlets
+from torch import Tensor
+
+from insitu.errors import UsageError
+from insitu.methods.axes import Axis
+from insitu.methods.result import Result
+from insitu.widgets import numbers
+from insitu.widgets.base import Widget
+
+SMALL, LARGE = 40, 240
+"""Pixels across a head among others, and across the one that is large."""
+
+
+class AttentionView(Widget):
+    """Heads of a layer side by side; the one that is chosen large, over the tokens it reads.
+
+    AttentionView(attention_patterns(model, prompt))
+
+    Args:
+        result: `[layer, head, query_pos, key_pos]`, or without the layer.
+    """
+
+    front_end = "attention_view"
+    title = traitlets.Unicode().tag(sync=True)
+    layers = traitlets.List().tag(sync=True)
+    heads = traitlets.List().tag(sync=True)
+    query_tokens = traitlets.List().tag(sync=True)
+    key_tokens = traitlets.List().tag(sync=True)
+    note = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, result: Result) -> None:
+        if len(result.axes) not in (3, 4):
+            raise UsageError(
+                f"attention is shown of 3 or 4 axes, and this result has {len(result.axes)}.",
+                "they are [layer, head, query_pos, key_pos]; the layer may be missing.",
+                "give what attention_patterns returns, or AttentionView.of(pattern, tokens=…).",
+            )
+        self.result = result
+        axes = result.axes if len(result.axes) == 4 else (Axis("layer", ("",)), *result.axes)
+        shape = [len(axis) for axis in axes]
+        values, note = numbers.plain(result.values)
+        self._values = values.reshape(shape)
+        layers, heads, queries, keys = ([str(label) for label in axis.labels] for axis in axes)
+        title = result.title or "Attention"
+        super().__init__(
+            title=title,
+            note=note,
+            layers=layers,
+            heads=heads,
+            query_tokens=queries,
+            key_tokens=keys,
+        )
+
+    @classmethod
+    def of(cls, pattern: Any, *, tokens: Sequence[str]) -> "AttentionView":
+        """Of a plain tensor `[(layer,) head, query, key]` and the tokens it is over."""
+        pattern = torch.as_tensor(pattern)
+        names = ("layer", "head", "query_pos", "key_pos")[-pattern.dim() :]
+        sizes = [*map(range, pattern.shape[:-2]), list(tokens), list(tokens)]
+        axes = tuple(Axis(name, labels) for name, labels in zip(names, sizes, strict=False))
+        return cls(Result(pattern, axes, "attention weight", title="Attention"))
+
+    def text(self) -> str:
+        """The patterns as text."""
+        return repr(self.result)
+
+    def html(self) -> str:
+        """The patterns as a table of colours without scripts."""
+        return self.result._repr_html_()
+
+    # Questions -------------------------------------------------------------------------------
+
+    def answer_heads(self, given: dict[str, Any]) -> tuple[Any, list[bytes]]:
+        """Every head of a layer, small."""
+        small = pooled(self._values[given["layer"]], SMALL)
+        return {"shape": list(small.shape)}, [numbers.buffer(small)]
+
+    def answer_tile(self, given: dict[str, Any]) -> tuple[Any, list[bytes]]:
+        """A part of one head: `rows` and `columns` are `[first, end]`."""
+        (top, bottom), (left, right) = given["rows"], given["columns"]
+        part = self._values[given["layer"], given["head"], top:bottom, left:right]
+        small = pooled(part, LARGE)
+        return {"shape": list(small.shape)}, [numbers.buffer(small)]
+
+    def answer_query(self, given: dict[str, Any]) -> tuple[Any, list[bytes]]:
+        """What one query reads: a weight a key."""
+        row = self._values[given["layer"], given["head"], given["query"]]
+        return {"shape": list(row.shape)}, [numbers.buffer(row)]
+
+
+def pooled(values: Tensor, limit: int) -> Tensor:
+    """The largest value of each pixel, where the last two dimensions are larger than a picture."""
+    rows, columns = values.shape[-2:]
+    if rows <= limit and columns <= limit:
+        return values
+    size = min(rows, limit), min(columns, limit)
+    flat = values.reshape(-1, 1, rows, columns)
+    small = torch.nn.functional.adaptive_max_pool2d(flat, size)
+    return small.reshape(*values.shape[:-2], *size)
