@@ -44,3 +44,11 @@ export function short(count: number): string {
   while (size >= 999.5 && unit < units.length - 1) (size /= 1000), unit++;
   return (unit ? Number(size.toPrecision(3)).toString() : String(count)) + units[unit];
 }
+
+/** A size in bytes, in words. */
+export function bytes(size: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (size >= 999.5 && unit < units.length - 1) (size /= 1000), unit++;
+  return `${unit ? Number(size.toPrecision(3)) : size} ${units[unit]}`;
+}

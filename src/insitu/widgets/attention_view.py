@@ -1,7 +1,7 @@
 """Attention patterns: every head at a glance, one of them large, and the text it reads.
 
     insitu.show(attention_patterns(model, prompt))
-    AttentionView.of(pattern, tokens=tokens)         # [head, query, key] or [layer, head, query, key]
+    AttentionView.of(pattern, tokens=tokens)         # [(layer,) head, query, key]
 
 A map of thousands of tokens stays in the kernel: the view asks for what is in sight, and gets the
 largest weight of each pixel, so that no single bright cell is lost.
@@ -69,7 +69,7 @@ class AttentionView(Widget):
         """Of a plain tensor `[(layer,) head, query, key]` and the tokens it is over."""
         pattern = torch.as_tensor(pattern)
         names = ("layer", "head", "query_pos", "key_pos")[-pattern.dim() :]
-        sizes = [*map(range, pattern.shape[:-2]), list(tokens), list(tokens)]
+        sizes: list[Any] = [*map(range, pattern.shape[:-2]), list(tokens), list(tokens)]
         axes = tuple(Axis(name, labels) for name, labels in zip(names, sizes, strict=False))
         return cls(Result(pattern, axes, "attention weight", title="Attention"))
 

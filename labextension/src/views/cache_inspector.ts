@@ -1,0 +1,326 @@
+/** The tensors of a cache: a table of those in sight, and a map and a histogram of the chosen one. */
+import { h, replace, svg, visible } from "../kit/dom";
+import { exporting } from "../kit/export";
+import { Heatmap } from "../kit/heatmap";
+import { Endings } from "../kit/host";
+import { latest } from "../kit/requests";
+import { Rows } from "../kit/rows";
+import { root, speaker } from "../kit/sheet";
+import { bytes, compact } from "../kit/table";
+import { trouble } from "../kit/trouble";
+
+/** Number, name, step, shape, kind, bytes. */
+export type Row = [number, string, number, number[], string, number];
+
+export interface Numbers {
+  nan: number;
+  inf: number;
+  mean: number | null;
+  std: number | null;
+  min: number | null;
+  max: number | null;
+  zeros: number | null;
+  apart?: { largest: number | null; relative: number | null; cosine: number | null } | null;
+}
+
+export interface Picture {
+  name: string;
+  shape: number[];
+  leading: number[];
+  picture: number[];
+  part: [number, number, number, number];
+  note: string;
+  low: number;
+  high: number;
+  values: Float32Array;
+  counts: Float32Array;
+}
+
+export interface Wanted {
+  which: number;
+  at?: number[];
+  rows?: [number, number];
+  columns?: [number, number];
+}
+
+export interface Asks {
+  rows(first: number, end: number, words: string): Promise<{ total: number; rows: Row[] }>;
+  numbers(which: number[]): Promise<Record<string, Numbers>>;
+  hunt(start: number): Promise<{ found: number | null; next: number | null }>;
+  picture(wanted: Wanted): Promise<Picture>;
+  choose(which: number): void;
+}
+
+export interface CacheInspectorView {
+  show(title: string, count: number, size: number, compares: boolean): void;
+  end(): void;
+}
+
+const HEIGHT = 24;
+const PAGE = 60;
+const SHEET = `
+.insitu-cache_inspector .list{height:264px}
+.insitu-cache_inspector .row,.insitu-cache_inspector .headings{display:grid;gap:10px;align-items:center;white-space:nowrap;padding:0 8px;
+grid-template-columns:minmax(8rem,2.4fr) minmax(8rem,1.4fr) 5rem repeat(var(--numbers),4.6rem)}
+.insitu-cache_inspector .row>*{overflow:hidden;text-overflow:ellipsis}
+.insitu-cache_inspector .row:hover{background:var(--tint)}
+.insitu-cache_inspector .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
+.insitu-cache_inspector .headings{color:var(--soft);font-size:11.5px}
+.insitu-cache_inspector .bad{color:#b3261e;font-weight:600}
+body[data-jp-theme-light=false] .insitu-cache_inspector .bad{color:#ff8a80}
+@media (prefers-color-scheme:dark){.insitu-cache_inspector .bad{color:#ff8a80}}
+.insitu-cache_inspector .sides{display:grid;grid-template-columns:minmax(0,1fr) 260px;gap:14px;margin-top:8px}
+.insitu-cache_inspector .places{display:flex;flex-wrap:wrap;gap:4px 14px;margin:6px 0}
+.insitu-cache_inspector .places label{display:flex;gap:6px;align-items:center}
+@media (max-width:640px){.insitu-cache_inspector .sides{grid-template-columns:1fr}}
+`;
+const NUMBERS = ["mean", "std", "min", "max"] as const;
+const APART = ["largest", "relative", "cosine"] as const;
+
+export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView {
+  const endings = new Endings();
+  const view = root(el, "cache_inspector", SHEET);
+  const say = speaker(view);
+  let compares = false;
+  let pages = new Map<number, Row[]>();
+  const known = new Map<number, Numbers>();
+  let asked = new Set<number>();
+  let [total, count, chosen] = [0, 0, -1];
+  let wanted: Wanted = { which: -1 };
+  let picture: Picture | null = null;
+
+  const title = h("b");
+  const told = h("span", { class: "soft" });
+  const search = h("input", { type: "search", placeholder: "Search names", "aria-label": "Search tensors by name" });
+  const hunting = h("button", { type: "button", title: "Go to the next tensor with a NaN or an infinity" }, "Find NaN or ∞");
+  const headings = h("div", { class: "headings", "aria-hidden": "true" });
+  const rows = new Rows(HEIGHT, draw, endings, { role: "listbox", tabindex: "0", "aria-label": "Tensors" });
+  rows.element.classList.add("list");
+  const place = h("div");
+  const about = h("div", { class: "hidden" });
+  view.append(h("div", { class: "bar" }, title, told, h("span", { class: "grow" }), search, hunting), headings, rows.element, place, about);
+
+  const heading = h("div", { class: "bar" });
+  const places = h("div", { class: "places" });
+  const chart = h("div");
+  const map = new Heatmap({ label: "The chosen tensor", rowsName: "row", columnsName: "column", cell: { min: 1, max: 24, height: 20 }, brush: zoom }, endings);
+  about.append(heading, places, h("div", { class: "sides" }, map.element, chart));
+
+  // The table -------------------------------------------------------------------------------------
+
+  const row = (index: number): Row | undefined => pages.get(Math.floor(index / PAGE))?.[index % PAGE];
+  let generation = 0;
+
+  function reset(): void {
+    pages = new Map();
+    asked = new Set();
+    generation++;
+    fetchPage(0);
+  }
+
+  function fetchPage(page: number): void {
+    if (asked.has(page)) return;
+    asked.add(page);
+    const mine = generation;
+    asks.rows(page * PAGE, (page + 1) * PAGE, search.value.trim()).then((given) => {
+      if (mine !== generation) return;
+      pages.set(page, given.rows);
+      if (page === 0 || given.total !== total) {
+        total = given.total;
+        rows.setCount(total);
+        if (!total) replace(place, h("p", { class: "soft" }, count ? "No name holds these words." : "This cache is empty: nothing was kept."));
+        else replace(place);
+      } else rows.refresh();
+      fetchNumbers();
+    }, failed);
+  }
+
+  let counting = false;
+  function fetchNumbers(): void {
+    if (counting) return;
+    const inSight = shown.map((index) => row(index)?.[0]).filter((number): number is number => number !== undefined && !known.has(number));
+    if (!inSight.length) return;
+    counting = true;
+    asks.numbers(inSight.slice(0, 40)).then((given) => {
+      for (const [number, numbers] of Object.entries(given)) known.set(Number(number), numbers);
+      counting = false;
+      rows.refresh();
+      fetchNumbers();
+    }, failed);
+  }
+
+  let shown: number[] = [];
+  let soon = 0;
+  function draw(index: number): HTMLElement {
+    if (!shown.length) {
+      clearTimeout(soon);
+      soon = window.setTimeout(() => (fetchNumbers(), (shown = [])), 30);
+    }
+    shown.push(index);
+    const it = row(index);
+    if (!it) {
+      fetchPage(Math.floor(index / PAGE));
+      return h("div", { class: "row soft", role: "option" }, "…");
+    }
+    const [number, name, , shape, kind, size] = it;
+    const numbers = known.get(number);
+    const bad = numbers && numbers.nan + numbers.inf > 0;
+    const cells = (compares ? APART.map((key) => numbers?.apart?.[key]) : NUMBERS.map((key) => numbers?.[key])) as (number | null | undefined)[];
+    return h(
+      "div",
+      { class: "row", role: "option", id: `${key}-${index}`, "aria-selected": String(number === chosen), click: () => choose(index) },
+      h("code", { title: name }, visible(name)),
+      h("span", { class: "soft mono" }, `${kind}[${shape.join(", ")}]`),
+      h("span", { class: "soft number" }, bytes(size)),
+      ...cells.map((value) => h("span", { class: "number" }, numbers ? (value === null || value === undefined ? "–" : compact(value)) : "…")),
+      h("span", { class: bad ? "bad number" : "soft number" }, numbers ? (bad ? [numbers.nan && `${compact(numbers.nan)} NaN`, numbers.inf && `${compact(numbers.inf)} ∞`].filter(Boolean).join(" ") : "none") : "…"),
+    );
+  }
+
+  function choose(index: number): void {
+    const it = row(index);
+    if (!it) return;
+    chosen = it[0];
+    rows.element.setAttribute("aria-activedescendant", `${key}-${index}`);
+    rows.show(index);
+    asks.choose(chosen);
+    open({ which: chosen });
+    say(`${it[1]}, ${it[4]} ${it[3].join(" by ")}`);
+  }
+
+  async function hunt(): Promise<void> {
+    hunting.disabled = true;
+    search.value = "";
+    let start = chosen + 1;
+    for (;;) {
+      const { found, next } = await asks.hunt(start);
+      if (found !== null) {
+        reset();
+        await new Promise((done) => setTimeout(done, 60));
+        goTo(found);
+        break;
+      }
+      if (next === null) {
+        say("no NaN and no infinity after this one");
+        told.textContent = `${summary} · no NaN and no ∞ ${chosen >= 0 ? "after this one" : "anywhere"}`;
+        break;
+      }
+      told.textContent = `${summary} · searched ${compact(next)} of ${compact(count)}`;
+      start = next;
+    }
+    hunting.disabled = false;
+  }
+
+  function goTo(number: number, tries = 20): void {
+    rows.show(number);
+    if (row(number)) choose(number);
+    else if (tries) setTimeout(() => goTo(number, tries - 1), 50);
+  }
+
+  // One tensor ------------------------------------------------------------------------------------
+
+  const latestPicture = latest();
+  function open(next: Wanted): void {
+    wanted = next;
+    latestPicture(asks.picture(wanted)).then(drawPicture, failed);
+  }
+
+  function drawPicture(given: Picture): void {
+    picture = given;
+    about.classList.remove("hidden");
+    const { part, shape, leading } = given;
+    const isPart = part[0] > 0 || part[2] > 0 || part[1] < (shape.length > 1 ? (shape[shape.length - 2] ?? 1) : 1) || part[3] < (shape[shape.length - 1] ?? 1);
+    replace(
+      heading,
+      h("b", { class: "mono" }, visible(given.name)),
+      h("span", { class: "soft" }, `[${shape.join(", ")}]${given.note ? ` · ${given.note}` : ""}${isPart ? ` · rows ${part[0]}–${part[1] - 1}, columns ${part[2]}–${part[3] - 1}` : ""}`),
+      h("span", { class: "grow" }),
+      isPart && h("button", { type: "button", click: () => open({ which: wanted.which, at: wanted.at }) }, "Whole"),
+      exporting({ name: "tensor", canvas: () => map.canvas, rows: () => map.rows() }),
+    );
+    replace(places, ...leading.map((size, dimension) => {
+      const at = wanted.at?.[dimension] ?? 0;
+      const input = h("input", { type: "range", min: 0, max: Math.max(size - 1, 0), value: at, "aria-label": `Place on dimension ${dimension}`, input: () => {
+        const next = leading.map((_, other) => wanted.at?.[other] ?? 0);
+        next[dimension] = Number(input.value);
+        open({ ...wanted, at: next });
+      } });
+      return size > 1 && h("label", { class: "soft" }, `dim ${dimension}`, input, `${at} of ${size}`);
+    }));
+    const [high = 0, wide = 0] = given.picture;
+    const label = (first: number, last: number, count: number) => (_: unknown, index: number) => String(first + Math.floor((index * (last - first)) / (count || 1)));
+    map.show({ rows: Array.from({ length: high }, label(part[0], part[1], high)), columns: Array.from({ length: wide }, label(part[2], part[3], wide)), values: given.values });
+    replace(chart, histogram(given.counts, given.low, given.high));
+    const focused = places.querySelector("input");
+    if (focused && document.activeElement === document.body) focused.focus();
+  }
+
+  function zoom(cells: { row: number; column: number }[]): void {
+    const [from, to] = [cells[0], cells[cells.length - 1]];
+    if (!picture || !from || !to || cells.length < 4) return;
+    const { part, picture: [high = 1, wide = 1] } = picture;
+    const between = (first: number, last: number, count: number, at: number): number => first + Math.floor((at * (last - first)) / count);
+    open({
+      ...wanted,
+      rows: [between(part[0], part[1], high, from.row), Math.max(between(part[0], part[1], high, to.row + 1), between(part[0], part[1], high, from.row) + 1)],
+      columns: [between(part[2], part[3], wide, from.column), Math.max(between(part[2], part[3], wide, to.column + 1), between(part[2], part[3], wide, from.column) + 1)],
+    });
+  }
+
+  const failed = (error: unknown): void => replace(place, trouble(error));
+  let summary = "";
+  let typing = 0;
+  endings.listen(search, "input", () => {
+    clearTimeout(typing);
+    typing = window.setTimeout(reset, 120);
+  });
+  endings.listen(hunting, "click", () => void hunt().catch(failed));
+  endings.listen(rows.element, "keydown", (event) => {
+    const index = Math.max(-1, [...Array(total).keys()].findIndex((at) => row(at)?.[0] === chosen));
+    const steps: Record<string, number> = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: total - 1, PageDown: index + 10, PageUp: index - 10 };
+    const next = steps[(event as KeyboardEvent).key];
+    if (next === undefined || !total) return;
+    event.preventDefault();
+    const to = Math.min(Math.max(next, 0), total - 1);
+    if (row(to)) choose(to);
+    else rows.show(to);
+  });
+
+  return {
+    show(named, howMany, size, withOther) {
+      [count, compares] = [howMany, withOther];
+      title.textContent = named;
+      summary = `${compact(howMany)} tensors, ${bytes(size)}`;
+      told.textContent = summary;
+      view.style.setProperty("--numbers", String((compares ? APART.length : NUMBERS.length) + 1));
+      replace(headings, h("span", {}, "tensor"), h("span", {}, "kind"), h("span", { class: "number" }, "bytes"), ...(compares ? ["apart", "relative", "cosine"] : [...NUMBERS]).map((name) => h("span", { class: "number" }, name)), h("span", { class: "number" }, "NaN, ∞"));
+      chosen = -1;
+      known.clear();
+      about.classList.add("hidden");
+      reset();
+    },
+    end: () => endings.run(),
+  };
+}
+
+const key = `cache${Math.random().toString(36).slice(2, 8)}`;
+
+/** The spread of all numbers of a tensor, as bars. */
+function histogram(counts: Float32Array, low: number, high: number): Element {
+  const [width, height] = [250, 110];
+  const most = Math.max(...counts, 1);
+  const each = width / (counts.length || 1);
+  if (!counts.length) return h("p", { class: "soft" }, "No finite number in it.");
+  return h(
+    "figure",
+    { style: "margin:0" },
+    svg(
+      "svg",
+      { viewBox: `0 0 ${width} ${height + 16}`, width: "100%", role: "img", "aria-label": `Histogram from ${compact(low)} to ${compact(high)}` },
+      ...[...counts].map((count, index) => svg("rect", { x: index * each, y: height - (height * count) / most, width: Math.max(each - 1, 1), height: (height * count) / most, fill: "#3b78b8" }, svg("title", {}, `${compact(count)}`))),
+      svg("text", { x: 0, y: height + 13, "font-size": 11, fill: "currentColor" }, compact(low)),
+      svg("text", { x: width, y: height + 13, "font-size": 11, "text-anchor": "end", fill: "currentColor" }, compact(high)),
+    ),
+    h("figcaption", { class: "soft" }, `spread of its numbers; the tallest bar has ${compact(most)}`),
+  );
+}

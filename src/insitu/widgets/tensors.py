@@ -1,0 +1,126 @@
+"""Many named tensors, looked at one at a time: what a cache holds, flat, and numbers of each.
+
+    found = tensors.of(cache)              # or of a dict, a list, a tensor
+    found[3].name, found[3].shape          # no value is read for that
+    statistics(found[3].read())            # mean, spread, extremes, NaN and infinities
+
+A tensor on disk or on a GPU comes over when it is looked at, and goes again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from insitu.engine.cache.activations import ActivationCache
+from insitu.engine.cache.entry import Entry
+from insitu.engine.cache.record import INPUTS, OUTPUT, STEP
+from insitu.engine.cache.values import Ref, leaves
+from insitu.errors import InputTypeError
+from insitu.widgets import numbers
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor and where it is from."""
+
+    name: str
+    step: int
+    value: Tensor | Ref
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.value.shape)
+
+    @property
+    def kind(self) -> str:
+        """Its type of numbers, and its device where that is another than the CPU."""
+        device = "" if isinstance(self.value, Ref) else str(self.value.device)
+        word = str(self.value.dtype).removeprefix("torch.")
+        return f"{word} {device}" if device not in ("", "cpu") else word
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size."""
+        return self.value.nbytes
+
+    def read(self) -> Tensor:
+        """The tensor itself."""
+        return self.value.read() if isinstance(self.value, Ref) else self.value
+
+
+def of(given: Any) -> list[Named]:
+    """All tensors of a cache, of an entry, of a mapping or sequence, or the one tensor.
+
+    Raises:
+        InputTypeError: there is no tensor in it.
+    """
+    if isinstance(given, ActivationCache):
+        return list(_of_records(given._records))
+    if isinstance(given, Entry):
+        return list(_of_records({given._path: given._record}))
+    if isinstance(given, Tensor):
+        return [Named("tensor", 0, given)]
+    if isinstance(given, Mapping):
+        parts = [(str(name), value) for name, value in given.items()]
+    elif isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
+        parts = [(f"[{index}]", value) for index, value in enumerate(given)]
+    else:
+        raise InputTypeError(
+            f"there are no tensors to show in {type(given).__name__}.",
+            "a cache, a tensor, or a dict or list of them can be inspected.",
+            "give one of those, such as cache or {'hidden': tensor}.",
+        )
+    return [it for name, value in parts for it in _named(name, 0, value)]
+
+
+def _of_records(records: Mapping[str, Any]) -> Iterator[Named]:
+    for path, record in records.items():
+        several = len(record.calls) > 1
+        for number, call in enumerate(record.calls):
+            step = max(call[STEP], 0)
+            where = f"{path}[{number}]" if several else path
+            for side, word in ((INPUTS, "input"), (OUTPUT, "output")):
+                if call[side] is not None:
+                    yield from _named(f"{where}.{word}", step, call[side])
+
+
+def _named(name: str, step: int, value: Any) -> Iterator[Named]:
+    found = [leaf for leaf in leaves(value) if isinstance(leaf, (Tensor, Ref))]
+    for index, leaf in enumerate(found):
+        yield Named(f"{name}[{index}]" if len(found) > 1 else name, step, leaf)
+
+
+def statistics(tensor: Tensor) -> dict[str, float | int | None]:
+    """What is told of a tensor in a row; None where it has no such number."""
+    values, _ = numbers.plain(tensor)
+    values = values.flatten()
+    is_finite = values.isfinite()
+    finite = values if bool(is_finite.all()) else values[is_finite]
+    found: dict[str, float | int | None] = {
+        "nan": int(values.isnan().sum()),
+        "inf": int(values.isinf().sum()),
+        "mean": None, "std": None, "min": None, "max": None, "zeros": None,
+    }  # fmt: skip
+    if finite.numel():
+        spread = finite.std(correction=0) if finite.numel() > 1 else torch.zeros(())
+        found |= {
+            "mean": float(finite.mean()), "std": float(spread), "min": float(finite.min()),
+            "max": float(finite.max()), "zeros": float((finite == 0).float().mean()),
+        }  # fmt: skip
+    return found
+
+
+def difference(tensor: Tensor, other: Tensor) -> dict[str, float | None]:
+    """How far one tensor is from another of its shape: largest, relative, and their cosine."""
+    if tensor.shape != other.shape:
+        return {"largest": None, "relative": None, "cosine": None}
+    first, second = (numbers.plain(it)[0].flatten().double() for it in (tensor, other))
+    apart, size = (first - second).norm(), second.norm()
+    cosine = first @ second / (first.norm() * size)
+    largest = (first - second).abs().max() if first.numel() else torch.zeros(())
+    told = {"largest": largest, "relative": apart / size, "cosine": cosine}
+    return {name: float(it) if bool(it.isfinite()) else None for name, it in told.items()}
