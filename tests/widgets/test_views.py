@@ -1,0 +1,268 @@
+"""Each view's state, answers and twins, and the samples it shares with the front end."""
+
+import gc
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import insitu
+from insitu import NNsight
+from insitu.errors import InputTypeError, UsageError
+from insitu.methods import attention_patterns, logit_lens
+from insitu.methods.axes import Axis
+from insitu.methods.result import Result
+from insitu.widgets import AttentionView, CacheInspector, LensGrid, ModuleTree
+from insitu.widgets.base import Widget
+
+SAMPLES = Path(__file__).parents[2] / "labextension" / "samples"
+
+
+@pytest.fixture(autouse=True)
+def nothing_selected():
+    yield
+    insitu.selection.clear()
+
+
+def ask(widget, name, **given):
+    """What a view gets when it asks, as a host would pass it on."""
+    sent = []
+    widget.send = lambda content, buffers=None: sent.append((content, buffers))
+    widget._heard(widget, {"ask": 7, "name": name, "given": given}, [])
+    ((content, buffers),) = sent
+    assert content["answer"] == 7
+    return content, [torch.tensor(np.frombuffer(part, "<f4")) for part in buffers or ()]
+
+
+def sample(name):
+    return json.loads((SAMPLES / f"{name}.json").read_text())
+
+
+# Every view ---------------------------------------------------------------------------------------
+
+
+def small_net():
+    inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    return nn.Sequential(nn.Linear(2, 2), inner, nn.Linear(2, 2))
+
+
+def small_lens():
+    axes = Axis("layer", range(3)), Axis("pos", ["The", " city", "\n"])
+    values = torch.arange(9.0).view(3, 3) / 9
+    ranks = Axis("rank", range(2))
+    chances = torch.rand(3, 3, 2, generator=torch.Generator().manual_seed(0))
+    further = {
+        "kl": Result(1 - values, axes, "KL from the final prediction", "nats"),
+        "top": Result(chances, (*axes, ranks), "probability", texts=["a", "b"] * 9),
+    }
+    return Result(values, axes, "probability", title="Logit lens", limits=(0, 1),
+                  texts=list("abcdefghi"), further=further)  # fmt: skip
+
+
+WIDGETS = {
+    "module_tree": lambda: ModuleTree(NNsight(small_net())),
+    "lens_grid": lambda: LensGrid(small_lens()),
+    "attention_view": lambda: AttentionView.of(torch.rand(2, 3, 3), tokens="abc"),
+    "cache_inspector": lambda: CacheInspector({"x": torch.rand(3, 4)}),
+}
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_view_has_its_bundle_and_twins_of_text_and_html(name):
+    widget = WIDGETS[name]()
+    assert "render" in str(widget._esm), "run `make widgets`"
+    data, _ = widget._repr_mimebundle_()
+    assert set(data) >= {"text/plain", "text/html", "application/vnd.jupyter.widget-view+json"}
+    assert "<script" not in data["text/html"]
+    assert data["text/plain"] == repr(widget)
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_question_that_cannot_be_answered_comes_back_as_trouble(name):
+    content, _ = ask(WIDGETS[name](), "nonsense")
+    assert "answers no 'nonsense'" in content["trouble"]["what"]
+
+
+def test_views_share_one_selection_with_python():
+    first, second = WIDGETS["lens_grid"](), WIDGETS["attention_view"]()
+    first.selection = {"layer": 2, "token": 1}
+    assert (insitu.selection.layer, insitu.selection.token) == (2, 1)
+    assert second.selection["layer"] == 2
+    insitu.selection.head = 3
+    assert first.selection == {"token": 1, "layer": 2, "head": 3, "step": None}
+    second.close()
+    insitu.selection.head = 1
+    assert first.selection["head"] == 1
+    assert first.cell == (2, 1)
+
+
+def test_show_opens_the_view_that_suits(llm):
+    with llm.trace("Once upon a time") as tracer:
+        cache = tracer.cache()
+    assert isinstance(insitu.show(llm), ModuleTree)
+    assert isinstance(insitu.show(cache), CacheInspector)
+    assert isinstance(insitu.show([torch.ones(2)]), CacheInspector)
+    assert isinstance(insitu.show(logit_lens(llm, "Once upon")), LensGrid)
+    assert isinstance(insitu.show(attention_patterns(llm, "Once upon")), AttentionView)
+    assert isinstance(cache.view(), Widget)
+    with pytest.raises(InputTypeError, match="there is no view of int"):
+        insitu.show(3)
+
+
+# The module tree ----------------------------------------------------------------------------------
+
+
+def test_the_trees_sample_is_what_python_sends():
+    tree = WIDGETS["module_tree"]()
+    paths = [name for name, _ in small_net().named_modules()]
+    assert sample("module_tree") == {"title": tree.title, "nodes": tree.nodes, "paths": paths}
+
+
+def test_a_tree_counts_what_torch_counts_and_shows_shapes_after_a_pass(llm):
+    with llm.trace("Once upon a time"):
+        llm.lm_head.output
+    nodes = llm.tree().nodes
+    assert nodes["size"][0] == sum(p.numel() for p in llm._module.parameters())
+    assert len(nodes["name"]) == sum(1 for _ in llm._module.modules())
+    row = nodes["name"].index("lm_head")
+    assert "float32[1, " in nodes["outputs"][nodes["output"][row]]
+
+
+def test_what_is_selected_in_a_tree_is_a_wrapped_module(llm):
+    tree = llm.tree()
+    tree.selected = "transformer.h.1.mlp"
+    assert tree.module is llm.transformer.h[1].mlp
+    row = [name for name, _ in llm._module.named_modules()].index("transformer.h.1.mlp")
+    content, _ = ask(tree, "about", row=row)
+    assert content["value"]["class"].endswith("GPT2MLP")
+
+
+def test_marks_are_told_by_row(llm):
+    tree = llm.tree()
+    tree.mark(read=[llm.transformer.wte], written=[llm.transformer.wte])
+    rows = list(llm._module.modules())
+    assert tree.marks == {str(rows.index(llm._module.transformer.wte)): ["read", "written"]}
+
+
+def test_a_tree_outlives_its_model():
+    model = NNsight(small_net())
+    tree = ModuleTree(model)
+    del model
+    gc.collect()
+    content, _ = ask(tree, "about", row=0)
+    assert content["trouble"]["what"] == "the model of this tree is gone."
+
+
+def test_a_tree_of_no_wrapped_model_is_refused():
+    with pytest.raises(UsageError, match="a tree shows a wrapped model, not Linear"):
+        ModuleTree(nn.Linear(2, 2))
+
+
+# The lens grid ------------------------------------------------------------------------------------
+
+
+def test_the_lens_sample_is_what_python_sends():
+    grid = WIDGETS["lens_grid"]()
+    names = ("title", "names", "rows", "columns", "texts", "measures")
+    sent = {name: getattr(grid, name) for name in names}
+    sent["values"] = [np.frombuffer(part, "<f4").tolist() for part in grid.values]
+    assert sample("lens_grid") == json.loads(json.dumps(sent))
+
+
+def test_a_grid_tells_the_likeliest_of_a_cell(llm):
+    lens = logit_lens(llm, "Once upon a time")
+    content, _ = ask(LensGrid(lens), "top", row=1, column=2)
+    words = [word for word, _ in content["value"]]
+    top = lens.further["top"].sel(layer=1, pos=2)
+    assert words == list(top.texts)
+
+
+def test_a_grid_wants_two_axes():
+    with pytest.raises(UsageError, match="a grid shows two axes, and this result has 1"):
+        LensGrid(Result(torch.ones(2), (Axis("layer", range(2)),)))
+
+
+# Attention ----------------------------------------------------------------------------------------
+
+
+def test_attention_gives_what_is_in_sight(llm):
+    found = attention_patterns(llm, "Once upon a time there was")
+    view = AttentionView(found)
+    content, (tile,) = ask(view, "tile", layer=1, head=2, rows=[1, 3], columns=[0, 2])
+    expected = found.values[1, 2, 1:3, 0:2]
+    assert content["value"]["shape"] == [2, 2]
+    assert torch.equal(tile.view(2, 2), expected)
+    _, (row,) = ask(view, "query", layer=0, head=1, query=2)
+    assert torch.equal(row, found.values[0, 1, 2])
+
+
+def test_the_brightest_cell_of_a_large_map_is_not_lost():
+    pattern = torch.zeros(1, 3000, 3000)
+    pattern[0, 1234, 567] = 1
+    view = AttentionView.of(pattern, tokens=[str(n) for n in range(3000)])
+    content, (tile,) = ask(view, "tile", layer=0, head=0, rows=[0, 3000], columns=[0, 3000])
+    assert content["value"]["shape"] == [240, 240]
+    assert tile.max() == 1
+
+
+# The cache inspector ------------------------------------------------------------------------------
+
+
+def test_rows_come_a_window_at_a_time_and_are_found_by_name():
+    view = CacheInspector({f"layer.{n}": torch.full((2, 3), float(n)) for n in range(500)})
+    content, _ = ask(view, "rows", first=10, end=12)
+    assert content["value"]["total"] == 500
+    assert [row[1] for row in content["value"]["rows"]] == ["layer.10", "layer.11"]
+    content, _ = ask(view, "rows", first=0, end=60, words="99")
+    assert [row[1] for row in content["value"]["rows"]] == [
+        f"layer.{n}" for n in (99, 199, 299, 399, 499)
+    ]
+    content, _ = ask(view, "numbers", which=[3])
+    assert content["value"]["3"]["mean"] == 3.0
+
+
+def test_a_hunt_finds_the_next_nan():
+    given = {f"t{n}": torch.zeros(3) for n in range(5)}
+    given["t3"][1] = float("nan")
+    view = CacheInspector(given)
+    assert ask(view, "hunt", start=0)[0]["value"] == {"found": 3, "next": 4}
+    assert ask(view, "hunt", start=4)[0]["value"] == {"found": None, "next": None}
+
+
+def test_a_picture_keeps_the_extremes_and_the_nan_of_a_large_tensor():
+    tensor = torch.zeros(2, 1000, 1000)
+    tensor[1, 10, 10], tensor[1, 500, 500] = -7.0, float("nan")
+    view = CacheInspector(tensor)
+    content, (picture, counts) = ask(view, "picture", which=0, at=[1])
+    assert content["value"]["picture"] == [200, 200]
+    assert picture[picture.isfinite()].min() == -7
+    assert int(picture.isnan().sum()) == 1
+    assert counts.sum() == tensor.numel() - 1
+    content, (part, _) = ask(view, "picture", which=0, at=[1], rows=[8, 12], columns=[8, 12])
+    assert torch.equal(part.view(4, 4), tensor[1, 8:12, 8:12])
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.tensor(1.0), torch.zeros(0, 3), torch.tensor([1j])], ids=str
+)
+def test_any_tensor_has_a_picture(tensor):
+    content, parts = ask(CacheInspector(tensor), "picture", which=0)
+    assert "trouble" not in content
+    assert parts[0].numel() == tensor.numel()
+
+
+def test_two_caches_are_compared_by_name(llm):
+    with llm.trace("Once upon a time") as tracer:
+        cache = tracer.cache()
+    with llm.trace("Once upon a time") as tracer:
+        other = tracer.cache()
+        llm.transformer.h[1].output[:] *= 2
+    view = cache.view(other)
+    names = [it.name for it in view._found]
+    same, changed = names.index("model.transformer.h.0.output"), names.index("model.lm_head.output")
+    numbers = ask(view, "numbers", which=[same, changed])[0]["value"]
+    assert numbers[str(same)]["apart"]["largest"] == 0
+    assert numbers[str(changed)]["apart"]["largest"] > 0
