@@ -15,7 +15,7 @@ from insitu.errors import InputTypeError, UsageError
 from insitu.methods import attention_patterns, logit_lens
 from insitu.methods.axes import Axis
 from insitu.methods.result import Result
-from insitu.widgets import AttentionView, CacheInspector, LensGrid, ModuleTree
+from insitu.widgets import AttentionView, CacheInspector, LensGrid, ModuleTree, SourceBrowser
 from insitu.widgets.base import Widget
 
 SAMPLES = Path(__file__).parents[2] / "labextension" / "samples"
@@ -66,6 +66,7 @@ WIDGETS = {
     "module_tree": lambda: ModuleTree(NNsight(small_net())),
     "lens_grid": lambda: LensGrid(small_lens()),
     "attention_view": lambda: AttentionView.of(torch.rand(2, 3, 3), tokens="abc"),
+    "source_browser": lambda: SourceBrowser(NNsight(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))),
     "cache_inspector": lambda: CacheInspector({"x": torch.rand(3, 4)}),
 }
 
@@ -159,6 +160,30 @@ def test_a_tree_outlives_its_model():
 def test_a_tree_of_no_wrapped_model_is_refused():
     with pytest.raises(UsageError, match="a tree shows a wrapped model, not Linear"):
         ModuleTree(nn.Linear(2, 2))
+
+
+# The source browser -------------------------------------------------------------------------------
+
+
+def test_the_source_sample_is_what_python_sends():
+    model = NNsight(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    browser = SourceBrowser(model)
+    listing = {**browser.listing, "file": "container.py:1"}
+    assert sample("source_browser") == {"title": browser.title, "listing": listing}
+
+
+def test_a_browser_goes_into_operations_and_selects_them_for_a_block(llm):
+    browser = SourceBrowser(llm.transformer.h[0].attn)
+    content, _ = ask(browser, "into", trail=["attention_interface_0"])
+    names = [name for _, _, names in content["value"]["lines"] for name in names]
+    inner = next(name for name in names if "scaled_dot_product" in name)
+    browser.selected = f"attention_interface_0.source.{inner}"
+    with llm.trace("Once upon a time"):
+        value = browser.operation.output
+        expected = llm.transformer.h[0].attn.c_proj.input
+    assert value.numel() == expected.numel()
+    content, _ = ask(browser, "into", trail=["nonsense"])
+    assert "nonsense" in content["trouble"]["what"]
 
 
 # The lens grid ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.entry import Entry
+from insitu.engine.source.operations import Source
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InputTypeError
 from insitu.methods.result import Result
@@ -20,6 +21,7 @@ from insitu.widgets.base import Widget
 from insitu.widgets.cache_inspector import CacheInspector
 from insitu.widgets.lens_grid import LensGrid
 from insitu.widgets.module_tree import ModuleTree
+from insitu.widgets.source_browser import SourceBrowser
 
 
 def tree(node: WrappedModule) -> ModuleTree:
@@ -36,6 +38,7 @@ def show(thing: Any, **settings: Any) -> Widget:
     """The view that suits a thing.
 
         insitu.show(model)                          # its modules
+        insitu.show(model.transformer.h[0].attn.source)
         insitu.show(cache)                          # its tensors; other=… compares
         insitu.show(logit_lens(model, prompt))      # a grid
         insitu.show(attention_patterns(model, prompt))
@@ -46,6 +49,8 @@ def show(thing: Any, **settings: Any) -> Widget:
     """
     if isinstance(thing, WrappedModule):
         return tree(thing)
+    if isinstance(thing, Source):
+        return SourceBrowser(thing)
     if isinstance(thing, Result):
         is_attention = thing.names[-2:] == ("query_pos", "key_pos") and len(thing.names) > 2
         return AttentionView(thing) if is_attention else LensGrid(thing)
