@@ -12,11 +12,13 @@ from torch import nn
 import insitu
 from insitu import NNsight
 from insitu.errors import InputTypeError, UsageError
-from insitu.methods import attention_patterns, logit_lens
+from insitu.methods import activation_patching, attention_patterns, logit_lens
 from insitu.methods.axes import Axis
+from insitu.methods.metrics import logit_difference
 from insitu.methods.result import Result
 from insitu.widgets import AttentionView, CacheInspector, LensGrid, ModuleTree, SourceBrowser
 from insitu.widgets.base import Widget
+from insitu.widgets.patch_map import PatchMap, patch_map
 
 SAMPLES = Path(__file__).parents[2] / "labextension" / "samples"
 
@@ -62,11 +64,16 @@ def small_lens():
                   texts=list("abcdefghi"), further=further)  # fmt: skip
 
 
+def small_estimate():
+    return Result(torch.rand(2, 3), (Axis("layer", range(2)), Axis("pos", "abc")), "share")
+
+
 WIDGETS = {
     "module_tree": lambda: ModuleTree(NNsight(small_net())),
     "lens_grid": lambda: LensGrid(small_lens()),
     "attention_view": lambda: AttentionView.of(torch.rand(2, 3, 3), tokens="abc"),
     "source_browser": lambda: SourceBrowser(NNsight(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))),
+    "patch_map": lambda: PatchMap(small_estimate(), lambda layer, places: torch.ones(len(places))),
     "cache_inspector": lambda: CacheInspector({"x": torch.rand(3, 4)}),
 }
 
@@ -291,3 +298,38 @@ def test_two_caches_are_compared_by_name(llm):
     numbers = ask(view, "numbers", which=[same, changed])[0]["value"]
     assert numbers[str(same)]["apart"]["largest"] == 0
     assert numbers[str(changed)]["apart"]["largest"] > 0
+
+
+# The patch map ------------------------------------------------------------------------------------
+
+
+def test_brushed_patches_are_run_and_no_others(llm):
+    clean, corrupt = "Once upon a time", "Once upon a while"
+    tokens = llm.tokenizer(clean)["input_ids"], llm.tokenizer(corrupt)["input_ids"]
+    if len(tokens[0]) != len(tokens[1]):
+        clean, corrupt = tokens[0], [*tokens[0][:-1], tokens[0][0]]
+    metric = logit_difference(llm, tokens[0][1], tokens[0][2])
+    patches = patch_map(llm, clean, corrupt, metric)
+    last = len(patches.columns) - 1
+    expected = activation_patching(llm, clean, corrupt, metric).values
+    exact = patches.run([1, 3], [last]).values
+    assert torch.allclose(exact[[1, 3], last], expected[[1, 3], last], atol=1e-5)
+    assert int(exact.isfinite().sum()) == 2
+    assert f"positions=[{last}], layers=[1, 3]" in patches.code
+    assert patches.state == {}
+
+
+def test_a_patch_that_fails_is_told_in_the_view():
+    def fail(layer, places):
+        raise RuntimeError("the model is gone")
+
+    patches = PatchMap(small_estimate(), fail)
+    ask(patches, "run", layers=[0], places=[1])
+    assert patches.state == {"trouble": "RuntimeError: the model is gone"}
+    with pytest.raises(RuntimeError, match="gone"):
+        patches.run([0], [1])
+
+
+def test_a_patch_map_wants_layers_first():
+    with pytest.raises(UsageError, match=r"a patch map has the axes"):
+        PatchMap(Result(torch.ones(2), (Axis("layer", range(2)),)), lambda layer, places: 0)

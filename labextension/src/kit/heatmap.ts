@@ -19,6 +19,8 @@ export interface Cells {
   text?: string[];
   limits?: [number, number];
   quantity?: string;
+  /** Cells with a corner of their own, by number: those that differ in kind. */
+  corners?: Set<number>;
 }
 
 export interface Place {
@@ -102,6 +104,12 @@ export class Heatmap {
     return [...this.brushed].sort((a, b) => a - b).map((index) => ({ row: Math.floor(index / wide), column: index % wide }));
   }
 
+  /** Brush cells without telling anyone. */
+  brushCells(cells: Place[]): void {
+    this.brushed = new Set(cells.map(({ row, column }) => row * this.cells.columns.length + column));
+    this.draw();
+  }
+
   rows(): (string | number)[][] {
     const { rows, columns, values } = this.cells;
     return rows.map((name, row) => [name, ...columns.map((_, column) => values[row * columns.length + column] ?? Number.NaN)]);
@@ -141,6 +149,14 @@ export class Heatmap {
         const [x, y] = [left + column * each, top + row * high];
         context.fillStyle = css(colour);
         context.fillRect(x, y, each - (each > 6 ? 1 : 0), high - (high > 6 ? 1 : 0));
+        if (this.cells.corners?.has(index)) {
+          context.fillStyle = inkOn(colour);
+          context.beginPath();
+          context.moveTo(x + each - 9, y);
+          context.lineTo(x + each - 1, y);
+          context.lineTo(x + each - 1, y + 8);
+          context.fill();
+        }
         const words = text?.[index];
         if (words && each > 24) {
           context.fillStyle = inkOn(colour);

@@ -1,0 +1,161 @@
+"""A map of what each patch would do: estimated for all cells, then run for those that are brushed.
+
+patches = patch_map(model, clean, corrupt, logit_difference(model, " Mary", " John"))
+patches                        # brush cells: exactly those patches are run
+patches.run([2, 3], [10, 11])  # the same from Python: layers, positions (or heads)
+patches.exact                  # a Result; NaN where nothing was run
+patches.code                   # the program that does what was brushed
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import traitlets
+
+from insitu.errors import UsageError
+from insitu.methods.activation_patching import activation_patching
+from insitu.methods.attribution_patching import attribution_patching
+from insitu.methods.metrics import Metric
+from insitu.methods.result import Result
+from insitu.models.language import LanguageModel
+from insitu.widgets import main_thread, numbers
+from insitu.widgets.base import Widget
+
+Run = Callable[[int, list[int]], Any]
+"""Runs the patches of one layer at some places of the other axis, and gives a number for each."""
+
+
+class PatchMap(Widget):
+    """An estimate over layers and positions or heads, and the exact numbers of brushed cells.
+
+    PatchMap(estimate, run)
+
+    Args:
+        estimate: a result of two axes, the first of them layers.
+        run: of a layer and places on the other axis, the exact numbers there.
+        code: of layers and places, the program that runs those patches.
+    """
+
+    front_end = "patch_map"
+    title = traitlets.Unicode().tag(sync=True)
+    rows = traitlets.List().tag(sync=True)
+    columns = traitlets.List().tag(sync=True)
+    names = traitlets.List().tag(sync=True)
+    quantity = traitlets.Unicode().tag(sync=True)
+    estimated = traitlets.Bytes().tag(sync=True)
+    ran = traitlets.Bytes().tag(sync=True)
+    """The exact numbers; NaN where no patch was run."""
+    state = traitlets.Dict().tag(sync=True)
+    """How far a run is: done, of, trouble."""
+    code = traitlets.Unicode().tag(sync=True)
+
+    def __init__(
+        self,
+        estimate: Result,
+        run: Run,
+        code: Callable[[list[int], list[int]], str] | None = None,
+    ) -> None:
+        if len(estimate.axes) != 2 or estimate.names[0] != "layer":
+            raise UsageError(
+                f"a patch map has the axes (layer, pos) or (layer, head), not {estimate.names}.",
+                "a brush chooses a rectangle of layers and places.",
+                'choose on the others first, as in estimate.sel(pos="all").',
+            )
+        self.estimate = estimate
+        self._run = run
+        self._code = code
+        self._exact = torch.full(tuple(estimate.shape), math.nan)
+        super().__init__(
+            title=estimate.title,
+            names=list(estimate.names),
+            rows=[str(label) for label in estimate.axes[0].labels],
+            columns=[str(label) for label in estimate.axes[1].labels],
+            quantity=estimate.quantity,
+            estimated=numbers.buffer(numbers.plain(estimate.values)[0]),
+            ran=numbers.buffer(self._exact),
+        )
+
+    @property
+    def exact(self) -> Result:
+        """The numbers that were run; NaN elsewhere."""
+        quantity = self.estimate.quantity.removesuffix(", estimated")
+        return replace(
+            self.estimate, values=self._exact.clone(), quantity=quantity, texts=None, further={}
+        )
+
+    def run(self, layers: Sequence[int], places: Sequence[int]) -> Result:
+        """Run the patches of a rectangle of cells, a layer at a time.
+
+        Args:
+            layers: their numbers on the map, from 0.
+            places: positions or heads, by their numbers.
+        """
+        layers, places = list(layers), list(places)
+        if self._code is not None:
+            self.code = self._code(layers, places)
+        try:
+            for done, layer in enumerate(layers):
+                self.state = {"done": done, "of": len(layers)}
+                found = torch.as_tensor(self._run(layer, places)).detach().float().cpu()
+                self._exact[layer, places] = found.reshape(-1)
+                self.ran = numbers.buffer(self._exact)
+        finally:
+            self.state = {}
+        return self.exact
+
+    def text(self) -> str:
+        """The estimate as text."""
+        return repr(self.estimate)
+
+    def html(self) -> str:
+        """The estimate as a table of colours without scripts."""
+        return self.estimate._repr_html_()
+
+    def answer_run(self, given: dict[str, Any]) -> None:
+        """Run what was brushed when the kernel's main thread is free."""
+        self.state = {"done": 0, "of": len(given["layers"])}
+        main_thread.call(lambda: self._run_brushed(given["layers"], given["places"]))
+
+    def _run_brushed(self, layers: list[int], places: list[int]) -> None:
+        try:
+            self.run(layers, places)
+        except Exception as error:  # it reaches the view, where it was asked for
+            self.state = {"trouble": f"{type(error).__name__}: {error}"}
+
+
+def patch_map(
+    model: LanguageModel, clean: Any, corrupt: Any, metric: Metric, of: str = "resid_pre"
+) -> PatchMap:
+    """Estimate what every patch would do, and open the map of it; brushed cells are run exactly.
+
+        patch_map(model, clean, corrupt, logit_difference(model, " Mary", " John"), of="heads")
+
+    Args:
+        model, clean, corrupt, metric, of: as for `insitu.methods.activation_patching`.
+
+    Raises:
+        InputError: the prompts differ in their number of tokens.
+        MetricError: it gives not one number a row, or the same for both sides.
+    """
+    estimate = attribution_patching(model, clean, corrupt, metric, of)
+    by_head = estimate.names[1] == "head"
+
+    def run(layer: int, places: list[int]) -> Any:
+        positions = None if by_head else places
+        found = activation_patching(
+            model, clean, corrupt, metric, of, positions, layers=[layer]
+        ).values[0]
+        return found[places] if by_head else found
+
+    def code(layers: list[int], places: list[int]) -> str:
+        where = "" if by_head else f", positions={places}"
+        heads = f".sel(head={places})" if by_head else ""
+        return (
+            f"activation_patching(\n    model, {clean!r},\n    {corrupt!r},\n"
+            f"    metric, of={of!r}{where}, layers={layers},\n){heads}"
+        )
+
+    return PatchMap(estimate, run, code)
