@@ -22,7 +22,16 @@ from benchmarks import report
 from benchmarks.report import Report, Theme
 from benchmarks.timing import Timing
 
-THEMES = ("overhead", "bodies", "caching", "operations", "gradients", "decoding", "growth")
+THEMES = (
+    "overhead",
+    "bodies",
+    "caching",
+    "operations",
+    "gradients",
+    "decoding",
+    "growth",
+    "patching",
+)
 ROUNDS, ROUNDS_QUICK = 40, 4
 
 
