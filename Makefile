@@ -8,7 +8,7 @@ ACCEPTANCE := ../shared/acceptance
 BUNDLE := src/insitu/widgets/bundles/module_tree.js
 NODE := labextension/node_modules/.package-lock.json
 
-.PHONY: demo lab test test-all coverage check fix bench size picture widgets clean
+.PHONY: demo lab test test-all coverage check fix families bench size picture widgets clean
 
 # Run the main job on the demo model: print what it found, write demo.html.
 demo: $(VENV)/lab
@@ -44,6 +44,7 @@ check: $(VENV)/dev $(BUNDLE)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/size.py --check
 	$(BIN)/python tools/operations.py --check
+	$(BIN)/python tools/families.py --check
 	cd labextension && npm run check --silent
 
 fix: $(VENV)/dev
@@ -52,6 +53,10 @@ fix: $(VENV)/dev
 
 size: $(VENV)/dev
 	$(BIN)/python tools/size.py
+
+# Families of models x features, as tests; written down in docs/families.md.
+families: $(VENV)/dev
+	$(BIN)/python tools/families.py
 
 # Against raw hooks, nnsight, TransformerLens and pyvene, in an environment of its own (2 GB).
 # `make bench BENCH="overhead growth --quick"` for some of it.

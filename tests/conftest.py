@@ -15,7 +15,7 @@ from tokenizers import models as tokenizer_models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from insitu import LanguageModel, NNsight
-from insitu.engine import running, switch
+from insitu.engine import checkpoints, running, switch
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -89,6 +89,8 @@ def assert_nothing_is_left(roots, unparked_before):
     assert switch.parked() <= switch.PARKED_MAX
     assert running.active.get() is None
     assert running.opened == []
+    assert not checkpoints._open
+    assert torch.utils.checkpoint.CheckpointFunction.__module__ == "torch.utils.checkpoint"
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
     assert not torch._C._is_any_autocast_enabled()

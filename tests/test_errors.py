@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import insitu
+import insitu.methods
 from insitu import LanguageModel, NNsight, errors
+from insitu.models import memory
 
 # Bad input --------------------------------------------------------------------------------------
 
@@ -87,6 +89,8 @@ BASES = {
     "NoTraceError": RuntimeError, "PassClosedError": RuntimeError, "StepError": IndexError,
     "InputError": ValueError, "InputTypeError": TypeError, "DeviceError": RuntimeError,
     "WriteError": ValueError, "UnknownModuleError": AttributeError, "ModelNotFoundError": OSError,
+    "MetricError": ValueError, "MissingPackageError": ImportError,
+    "AdapterError": ValueError, "ModelMemoryError": MemoryError,
     "UsageError": ValueError, "UnknownSettingError": AttributeError, "InsituError": Exception,
     "CacheBudgetError": MemoryError, "CacheFileError": OSError, "CaptureError": RuntimeError,
     "GradientError": RuntimeError, "ScanError": RuntimeError, "SourceError": OSError,
@@ -195,6 +199,22 @@ def trigger_cache_file(model, x, llm):
 
 def trigger_edits_file(model, x, llm):
     model.load_edits("./no/such/file")
+
+
+def trigger_metric(model, x, llm):
+    insitu.methods.metrics.measure(lambda logits: logits[:, -1], torch.zeros(2, 3, 5))
+
+
+def trigger_missing_package(model, x, llm):
+    insitu.methods.optional.package("no_such_package", "this draws with it", "insitu[lab]")
+
+
+def trigger_adapter(model, x, llm):
+    llm.set_adapter("french")
+
+
+def trigger_model_memory(model, x, llm):
+    memory.require("a model", 10**18, llm.config, {})
 
 
 def trigger_unknown_setting(model, x, llm):

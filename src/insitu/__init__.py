@@ -13,6 +13,7 @@ import importlib
 import sys
 from typing import Any
 
+from insitu.engine import opening
 from insitu.engine.backward_call import backward
 from insitu.engine.cache.activations import ActivationCache, load_cache
 from insitu.engine.held import Run
@@ -22,6 +23,7 @@ from insitu.engine.values import force
 from insitu.engine.views import View
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import (
+    AdapterError,
     CacheBudgetError,
     CacheFileError,
     CaptureError,
@@ -32,7 +34,10 @@ from insitu.errors import (
     InputTypeError,
     InsituError,
     InsituWarning,
+    MetricError,
     MissingActivation,
+    MissingPackageError,
+    ModelMemoryError,
     ModelNotFoundError,
     NeverRanError,
     NoTraceError,
@@ -56,6 +61,7 @@ __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - in plain alphabetical order
     "ActivationCache",
+    "AdapterError",
     "CONFIG",
     "CacheBudgetError",
     "CacheFileError",
@@ -68,7 +74,10 @@ __all__ = [  # noqa: RUF022 - in plain alphabetical order
     "InsituError",
     "InsituWarning",
     "LanguageModel",
+    "MetricError",
     "MissingActivation",
+    "MissingPackageError",
+    "ModelMemoryError",
     "ModelNotFoundError",
     "NNsight",
     "NeverRanError",
@@ -94,12 +103,29 @@ __all__ = [  # noqa: RUF022 - in plain alphabetical order
     "save",
 ]
 
+_LATER = {  # what is imported when it is first named: it needs more than torch
+    "DiffusionModel": "insitu.models.diffusion",
+    "VisionLanguageModel": "insitu.models.vision_language",
+    "selection": "insitu.widgets.selection",
+    "show": "insitu.widgets.opening",
+}
+_PARTS = ("methods", "widgets")
 _EXTENSION = ("load_ipython_extension", "unload_ipython_extension")
+
+opening.register(
+    tree="insitu.widgets.opening:tree",
+    view="insitu.widgets.opening:view",
+    run="insitu.widgets.opening:stepper",
+)
 
 
 def __getattr__(name: str) -> Any:
     if name in _EXTENSION:  # `%load_ext insitu`; importing insitu alone imports no IPython
         return getattr(importlib.import_module("insitu.notebook.extension"), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _PARTS:
+        return importlib.import_module(f"insitu.{name}")
     if not name.startswith("_"):  # a name of older documents
         older = importlib.import_module("insitu.compat").OLDER
         if name in older:

@@ -8,6 +8,7 @@ except insitu.OutOfOrderError as error:
     print(error.what, error.why, error.next, sep="\\n")
 
 InsituError
+├── AdapterError (ValueError)  an adapter does not fit the model, or there is none of that name
 ├── TraceError (RuntimeError)
 │   ├── OutOfOrderError        the site has passed
 │   ├── NeverRanError          the module is not called in this pass
@@ -28,6 +29,9 @@ InsituError
 ├── CacheBudgetError (MemoryError)    a cache outgrows its budget
 ├── CacheFileError (OSError)   a cache cannot be written there, or not be read
 ├── EditsFileError (OSError)   edits cannot be written there, not be read, or do not fit the model
+├── MetricError (ValueError)    a metric gives no number for each row
+├── MissingPackageError (ImportError)    a part needs a package that is not installed
+├── ModelMemoryError (MemoryError)    a model's weights do not fit into memory
 ├── ModelNotFoundError (OSError)
 └── UsageError (ValueError)    a magic or a method was given words it does not know
     └── UnknownSettingError (AttributeError)
@@ -45,6 +49,10 @@ class InsituError(Exception):
 
     def __reduce__(self) -> tuple[type["InsituError"], tuple[str, str, str]]:
         return type(self), (self.what, self.why, self.next)
+
+
+class AdapterError(InsituError, ValueError):
+    """An adapter cannot be read, does not fit the model, or has a name that none has."""
 
 
 class TraceError(InsituError, RuntimeError):
@@ -128,6 +136,18 @@ class CacheFileError(InsituError, OSError):
 
 class EditsFileError(InsituError, OSError):
     """Edits cannot be written to a file, not be read from it, or do not fit the model."""
+
+
+class MetricError(InsituError, ValueError):
+    """A metric gave something else than one number for each row."""
+
+
+class MissingPackageError(InsituError, ImportError):
+    """A part of Insitu needs a package that is not installed."""
+
+
+class ModelMemoryError(InsituError, MemoryError):
+    """There is not enough memory for a model's weights; nothing of them has been kept."""
 
 
 class ModelNotFoundError(InsituError, OSError):

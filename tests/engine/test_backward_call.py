@@ -19,19 +19,19 @@ ORIGINAL = torch.Tensor.backward
 def torchs_own_method_is_back():
     yield
     assert torch.Tensor.backward is ORIGINAL
-    assert backward_call._mounts == 0
+    assert not backward_call._mounts
     assert torch._C._current_graph_task_id() == -1
 
 
 @contextlib.contextmanager
 def mounted():
     """What a trace does for its block."""
-    frame = sys._getframe(2)
-    assert backward_call.mount(frame)
+    frame, run = sys._getframe(2), object()
+    assert backward_call.mount(frame, run)
     try:
         yield
     finally:
-        backward_call.unmount()
+        backward_call.unmount(run)
 
 
 def oracle(net, x, edit=None):
@@ -401,7 +401,7 @@ def test_code_that_cannot_use_it_leaves_torch_alone():
 
 
 def run_mount():
-    return backward_call.mount(sys._getframe())
+    return backward_call.mount(sys._getframe(), object())
 
 
 def test_the_error_of_an_unmounted_backward_says_what_to_write(net, x):

@@ -162,21 +162,11 @@ def expected_end(case, x):
     return expected(Case(case.spec, case.variant, program), x)[-1][1]
 
 
-def is_open(case):
-    """Whether a case may meet a bug that is known and still open, see `OPEN`."""
-    text = repr(case)
-    if isinstance(case, Cases):
-        return "sharing" in text or "hooked" in text
-    return "hooked" in text and any(
-        isinstance(act, Edit) and act.site != "output" for act in case.program
-    )
-
-
 def run(way, cases, settings):
     """Run a way with many cases."""
 
     @settings
-    @given(cases.filter(lambda case: not is_open(case)))
+    @given(cases)
     def with_cases(case):
         way(case)
 
@@ -436,17 +426,7 @@ FOUND = {
 }  # fmt: skip
 
 
-OPEN = {
-    "the input that was written is readable at the output of a hooked module",
-    "rows read the other parent of a shared module",
-}
-"""Not mended yet. `is_open` keeps the random tests from finding these again."""
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(strict=True)) if n in OPEN else n for n in FOUND],
-)
+@pytest.mark.parametrize("name", FOUND)
 def test_what_random_programs_have_found(name):
     case = FOUND[name]
     for way in (in_invokes, in_invokes_later) if isinstance(case, Cases) else WAYS:

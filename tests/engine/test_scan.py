@@ -84,3 +84,51 @@ def test_a_trace_after_a_scan_is_real(net, x):
         out = model.output
     assert torch.equal(out, net(x))
     assert type(out) is torch.Tensor
+
+
+class LooksAtItsInput(nn.Module):
+    """As transformers' models do, to warn of padding without a mask."""
+
+    def forward(self, x):
+        if not isinstance(x, FakeTensor) and 0 in x:
+            raise AssertionError("looked at values")
+        return x * 2
+
+
+def test_a_model_that_asks_whether_its_input_is_fake_is_told_so():
+    model, x = NNsight(LooksAtItsInput()), torch.ones(2, 3)
+    with model.scan(x):
+        kind = type(model.input)
+        shape = model.output.shape
+    assert kind is FakeTensor
+    assert tuple(shape) == (2, 3)
+    with model.scan() as tracer:
+        with tracer.invoke(x):
+            shape = model.output.shape
+    assert tuple(shape) == (2, 3)
+    with model.trace(x) as tracer:
+        cache = tracer.cache(budget=10_000)
+        out = model.output
+    assert cache.forecast.size_bytes == 24
+    assert torch.equal(out, x * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_grouped_product_has_its_shape_in_every_dtype(dtype):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(3, 8, 16, dtype=dtype))
+
+        def forward(self, x, offs):
+            by_rows = nn.functional.grouped_mm(x, self.weight, offs=offs)
+            by_group = nn.functional.grouped_mm(self.weight.transpose(1, 2), self.weight)
+            across = nn.functional.grouped_mm(x.T, by_rows, offs=offs)
+            return by_rows, by_group, across
+
+    net = Experts().requires_grad_(False)
+    x, offs = torch.rand(24, 8, dtype=dtype), torch.tensor([8, 16, 24], dtype=torch.int32)
+    real = [(part.shape, part.dtype) for part in net(x, offs)]
+    with NNsight(net).scan(x, offs) as tracer:
+        out = [(part.shape, part.dtype) for part in tracer.result]
+    assert out == real

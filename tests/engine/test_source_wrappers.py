@@ -9,7 +9,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 
-from insitu import NNsight, SourceError
+from insitu import NNsight, SourceError, UsageError
 from insitu.engine.source import chain
 
 
@@ -247,7 +247,7 @@ def test_data_parallel_on_several_devices_says_why_not(x):
     net = nn.DataParallel(build())
     net.device_ids = [0, 1]
     model = NNsight(net)
-    with pytest.raises(SourceError, match="runs copies of it on 2 devices"):
+    with pytest.raises(UsageError, match="runs copies of its module on 2 devices"):
         with model.trace(x):
             model.module.two.source.torch_relu_0.output
 
@@ -318,15 +318,27 @@ def test_compiled_modules_run_as_written_while_an_operation_is_wanted(x, dynamo)
     check(net, x)
 
 
-def test_a_compiled_module_that_runs_already_says_so(x):
+def test_operations_of_a_compiled_module_can_be_asked_for_after_it_has_begun(x):
     net = build()
+    expected, calls = net(x), []
     model = NNsight(net)
     model.trace(x)
-    net._compiled_call_impl = net._call_impl  # stands for what torch.compile puts there
-    with pytest.raises(SourceError, match="model is compiled, and runs already"):
-        with model.trace(x):
-            model.one.output
-            model.two.source.torch_relu_0.output
+
+    def compiled(*args):  # stands for what torch.compile puts there
+        calls.append(args)
+        return net._call_impl(*args)
+
+    net._compiled_call_impl = compiled
+    with model.trace(x) as tracer:
+        hidden = model.one.output
+        relu = model.two.source.torch_relu_0.output
+        out = tracer.result
+    assert torch.equal(relu, torch.relu(net.two.a(hidden)))
+    assert torch.equal(out, expected)
+    assert calls == []
+    assert net._compiled_call_impl is compiled
+    net(x)
+    assert len(calls) == 1
     del net.__dict__["_compiled_call_impl"]
 
 

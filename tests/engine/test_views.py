@@ -326,6 +326,66 @@ def test_views_read_too_late_point_at_the_users_line(viewed):
     assert not any("insitu/engine" in str(entry.path) for entry in caught.traceback)
 
 
+def test_what_a_view_reads_counts_as_read_at_the_users_line(viewed):
+    with pytest.raises(insitu.OutOfOrderError) as caught, viewed.trace(PROMPT):
+        viewed.transformer.h[2].attn.heads
+        viewed.transformer.h[1].output
+    first = test_what_a_view_reads_counts_as_read_at_the_users_line.__code__.co_firstlineno
+    assert f"c_proj.input (line {first + 2})" in caught.value.why
+    assert f"above line {first + 2}" in caught.value.next
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_view_by_heads_has_the_gradient_of_what_it_divides(viewed, ids, late):
+    viewed._module.requires_grad_(True)
+    try:
+        with viewed.trace(PROMPT):
+            attn = viewed.transformer.h[1].attn
+            v, heads = attn.v, attn.heads
+            loss = viewed.lm_head.output.pow(2).sum()
+            with loss.backward():
+                given = None if late else heads.grad.clone()
+                found = v.grad.clone()
+                given = heads.grad.clone() if late else given
+        kept = {}
+
+        def keep(module, args, out):
+            kept[module] = args[0], out
+            args[0].retain_grad()
+            out.retain_grad()
+
+        attn = viewed._module.transformer.h[1].attn
+        handles = [m.register_forward_hook(keep) for m in (attn.c_proj, attn.c_attn)]
+        logits = viewed._module(ids).logits
+        for handle in handles:
+            handle.remove()
+        logits.pow(2).sum().backward()
+        close = {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(given, by_head(kept[attn.c_proj][0].grad), **close)
+        torch.testing.assert_close(found, by_head(kept[attn.c_attn][1].grad[..., 64:]), **close)
+    finally:
+        viewed._module.requires_grad_(False)
+        viewed._module.zero_grad()
+
+
+def test_a_tensor_that_a_model_views_itself_has_its_own_gradient():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.divide = nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))
+
+        def forward(self, x):
+            whole = self.linear(x)
+            return self.divide(whole).sum() * 2 + whole.sum() * 3
+
+    model = NNsight(Both())
+    with model.trace(torch.rand(1, 4)):
+        divided = model.divide.output
+        loss = model.output
+        with loss.backward():
+            assert torch.equal(divided.grad, torch.full((1, 2, 2), 2.0))
+
+
 def test_views_of_a_base_class_and_at_construction(net, x):
     class Norms(View):
         @property

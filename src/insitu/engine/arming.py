@@ -23,10 +23,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from insitu.engine.compiled import COMPILED_CALL, out_of_graphs, run_as_written
 from insitu.engine.modes import swap
+from insitu.engine.opaque import reached, refuse
+from insitu.engine.stopping import Forward, Stopping
 from insitu.engine.switch import Exit, getcurrent
 
-Forward = Callable[..., Any]
 Placed = tuple[dict[str, Any], Any, Any]
 """An instance's `__dict__`, the wrapper that was put there, and what was there before."""
 
@@ -36,7 +38,7 @@ _autocast = torch._C._is_any_autocast_enabled
 _functions = torch._C._len_torch_function_stack
 _dispatches = torch._C._len_torch_dispatch_stack
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a collection while it is held may end a pass that was dropped
 _new_key = itertools.count(-1, -1).__next__  # torch's own hook handles count upwards
 
 
@@ -56,29 +58,12 @@ class Node(Protocol):
     def _refresh(self) -> None: ...
 
 
-class Stopping(tuple[Any, nn.Module, Forward]):
-    """Stands in for a module's forward: `(run, module, forward)`. Abstract.
-
-    A tuple, because making one is what arming a module costs.
-    """
-
-    __slots__ = ()
-
-    @property
-    def __wrapped__(self) -> Forward:
-        """What it stands for, so that `inspect.signature` still tells the truth."""
-        return self[2]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Called in the forward's place."""
-        raise NotImplementedError
-
-
 class AtOutput(Stopping):
     """Stops, when wanted, at what the forward returned."""
 
     __slots__ = ()
 
+    @out_of_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward, and let the block have what it returns."""
         run, module, forward = self
@@ -109,6 +94,7 @@ class AtBothSides(Stopping):
 
     __slots__ = ()
 
+    @out_of_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward, or not, with the block's arguments and for the block's output."""
         run, module, forward = self
@@ -142,7 +128,8 @@ class Arming:
     outputs: set[nn.Module]
     inputs: set[nn.Module]
     placed: list[Placed]
-    hooked: set[nn.Module] | None
+    hooked: dict[nn.Module, tuple[Any, Any] | None] | None
+    """Modules armed with a hook, and what a call whose hooks now run was made with."""
     hook_key: int
     sites: dict[Any, Any] | None
     """The rewritten forwards of this pass (see `source`), by the module whose forward it is."""
@@ -166,8 +153,11 @@ class Arming:
             self._arm_both(module)
             return module
         if namespace["_forward_hooks"]:
+            run_as_written(self, module)
             self._hook(module)
             return module
+        if COMPILED_CALL in namespace:
+            run_as_written(self, module)
         outputs.add(module)
         wrapper = AtOutput((self, module, module.forward))
         self.placed.append((namespace, wrapper, None))
@@ -188,7 +178,7 @@ class Arming:
 
     def arm_every(self, root: nn.Module) -> None:
         """Both sides of every module of a tree, for a pass that is observed or stepped."""
-        for module in root.modules():
+        for module in reached(root):
             self._arm_both(module)
 
     def place(self, namespace: dict[str, Any], make: Callable[[], Any]) -> None:
@@ -231,6 +221,7 @@ class Arming:
         parent = node._parent
         if parent is None:
             return node._module
+        refuse(parent)
         if parent._module not in self.outputs:
             self.arm_output(parent, parent._module)
         self.armed_around = parent._module
@@ -242,7 +233,9 @@ class Arming:
 
     def _arm_callers(self, module: nn.Module) -> None:
         for caller in self.callers[module]:
-            if caller not in self.outputs:
+            if self.both:
+                self._arm_both(caller)
+            elif caller not in self.outputs:
                 self._place_over(caller, AtOutput)
 
     def _arm_both(self, module: nn.Module) -> None:
@@ -256,6 +249,7 @@ class Arming:
     def _place_over(self, module: nn.Module, kind: type[Stopping]) -> None:
         """Wrap what is there: the class's forward, or one of the instance's own (accelerate's)."""
         self.outputs.add(module)
+        run_as_written(self, module)
         self.place(module.__dict__, lambda: kind((self, module, self._forward_of(module))))
 
     def _forward_of(self, module: nn.Module) -> Forward:
@@ -265,12 +259,16 @@ class Arming:
 
     def _hook(self, module: nn.Module) -> None:
         self.outputs.add(module)
-        self.hooked = self.hooked or set()
+        self.hooked = self.hooked or {}
         if module not in self.hooked:
             self.hook_key = self.hook_key or _new_key()
-            self.hooked.add(module)
+            self.hooked[module] = None
+            only_recorders = all(map(_is_recorder, module._forward_hooks.values()))
             module._forward_hooks_with_kwargs[self.hook_key] = True
             module._forward_hooks[self.hook_key] = self.after_hooks
+            if only_recorders:  # they are to see what the block leaves
+                ordered: Any = module._forward_hooks
+                ordered.move_to_end(self.hook_key, last=False)
 
     def after_hooks(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
         """Stop after the last of the user's own forward hooks."""
@@ -291,3 +289,12 @@ def _unless_its_own(module: nn.Module, forward: Forward) -> Forward | None:
     """A forward that belongs into the instance; None for the one its class defines."""
     is_class_own = getattr(forward, "__func__", None) is getattr(type(module), "forward", None)
     return None if is_class_own else forward
+
+
+def _is_recorder(hook: Any) -> bool:
+    """Whether a hook only notes hidden states down, for transformers to return or to go on with.
+
+    LLaVA takes its image features from there (transformers 5.19).
+    """
+    place = getattr(hook, "__module__", None) or ""
+    return place == "transformers.utils.output_capturing"

@@ -1,10 +1,10 @@
 """`with loss.backward():` inside a trace: the method gives back a block's backward there.
 
-    mount(sys._getframe(1))       # at the beginning of a trace, if its code can use it
+    mount(sys._getframe(1), run)  # at the beginning of a trace, if its code can use it
     with loss.backward():         # in the trace: gradients can be read and written
         ...
     loss.backward()               # torch's own
-    unmount()
+    unmount(run)
 
 `torch.Tensor.backward` is replaced while at least one trace that can use it is open, and is the
 original object again after the last: the call looks at the instruction that follows it, and where
@@ -31,8 +31,8 @@ _NOTE = (
     "says it; deeper down write `with insitu.backward(loss):`."
 )
 
-_lock = threading.Lock()
-_mounts = 0
+_lock = threading.RLock()  # a collection while it is held may end a trace that was dropped
+_mounts: set[Any] = set()
 _original: Any = None
 _replacement: Any = None
 
@@ -90,26 +90,26 @@ def backward(
     return None
 
 
-def mount(frame: FrameType) -> bool:
+def mount(frame: FrameType, run: Any) -> bool:
     """Let `with loss.backward():` work, if a frame's code can use it; then `unmount` is due."""
     if not can_use(frame):
         return False
-    global _mounts, _original, _replacement
+    global _original, _replacement
     with _lock:
-        _mounts += 1
-        if _mounts == 1:
+        _mounts.add(run)
+        if _replacement is None:
             _original = torch.Tensor.backward
             _replacement = _around(_original)
             torch.Tensor.backward = _replacement  # type: ignore[method-assign]
     return True
 
 
-def unmount() -> None:
-    """Put torch's own method back, if this is the last to go."""
-    global _mounts, _original, _replacement
+def unmount(run: Any) -> None:
+    """Put torch's own method back, if this is the last to go. Safe to call twice."""
+    global _original, _replacement
     with _lock:
-        _mounts -= 1
-        if _mounts == 0:
+        _mounts.discard(run)
+        if not _mounts:
             if torch.Tensor.backward is _replacement:  # else someone has put theirs around it
                 torch.Tensor.backward = _original  # type: ignore[method-assign]
             _original = _replacement = None

@@ -6,6 +6,7 @@ take(value, joined.rows[1], is_batch)           # what the second of them sees
 put(value, part, joined.rows[1], is_batch)      # the value with its part replaced
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -19,8 +20,12 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a call, by position and by keyword."""
 Path = tuple[Any, ...]
 """Where a tensor stands inside a nested value: indices and keys, outermost first."""
-IsBatch = Callable[[Path, torch.Tensor], bool]
-"""Whether the first dimension of a tensor that has as many rows as the batch is the batch."""
+Split = Mapping[int, "Rows | tuple[Rows, ...]"]
+"""The rows of a tensor that has others than the batch: by the first row of each prompt, its own;
+where they do not stand together, each piece of them."""
+IsBatch = Callable[[Path, torch.Tensor], "bool | Split"]
+"""Whether the first dimension of a tensor that has as many rows as the batch is the batch; or what
+is a prompt's instead, such as its images."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,10 @@ def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
 def take(value: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
     """The same value with only these rows, in every tensor that has the batch's."""
     if isinstance(value, torch.Tensor):
-        if value.dim() and value.shape[0] == rows.total and is_batch(path, value):
-            return value.narrow(0, rows.start, rows.size)
-        return value
+        own = _own(value, rows, is_batch, path)
+        if isinstance(own, tuple):
+            return torch.cat([value.narrow(0, piece.start, piece.size) for piece in own])
+        return value if own is None else value.narrow(0, own.start, own.size)
     return _rebuilt(value, {key: take(v, rows, is_batch, (*path, key)) for key, v in _parts(value)})
 
 
@@ -109,15 +115,19 @@ def put(
     """The same value with these rows replaced by `part`'s; tensors are not changed in place.
 
     A tensor that is the very one `given` was edited where it is, if at all. It is not copied, so
-    that whoever else holds it (a residual sum) sees the edit, as without a batch.
+    that whoever else holds it (a residual sum) sees the edit, as without a batch. Rows in several
+    pieces were given as a copy, which is copied back.
     """
     if isinstance(value, torch.Tensor):
-        if part is given and part.requires_grad is value.requires_grad:
+        own = _own(value, rows, is_batch, path)
+        kept = part is given and part.requires_grad is value.requires_grad
+        if isinstance(own, tuple):
+            return _with_pieces(value, part, own, kept)
+        if kept:
             return value
-        if not (value.dim() and value.shape[0] == rows.total and is_batch(path, value)):
+        if own is None:
             return part
-        end = rows.start + rows.size
-        return torch.cat([value[: rows.start], part, value[end:]])
+        return torch.cat([value[: own.start], part, value[own.start + own.size :]])
     parts = {}
     for key, inner in _parts(value):
         own = None if given is None else _part(given, key)
@@ -130,11 +140,7 @@ def stack(parts: Mapping[Rows, Any], is_batch: IsBatch, path: Path = ()) -> Any:
     ordered = sorted(parts, key=lambda rows: rows.start)
     first = parts[ordered[0]]
     if isinstance(first, torch.Tensor):
-        tensors = [parts[rows] for rows in ordered]
-        has_rows = all(
-            t.dim() and t.shape[0] == r.size for t, r in zip(tensors, ordered, strict=True)
-        )
-        return torch.cat(tensors) if has_rows and is_batch(path, first) else first
+        return _stacked([parts[rows] for rows in ordered], ordered, is_batch, path)
     return _rebuilt(
         first,
         {
@@ -142,6 +148,70 @@ def stack(parts: Mapping[Rows, Any], is_batch: IsBatch, path: Path = ()) -> Any:
             for key, _ in _parts(first)
         },
     )
+
+
+def _stacked(
+    tensors: list[torch.Tensor], rows: list[Rows], is_batch: IsBatch, path: Path
+) -> torch.Tensor:
+    first = tensors[0]
+    if not all(tensor.dim() for tensor in tensors):
+        return first
+    total = sum(tensor.shape[0] for tensor in tensors)
+    whole = torch.empty((total, *first.shape[1:]), device="meta")
+    own = [_pieces(_own(whole, r, is_batch, path)) for r in rows]
+    sizes = [sum(piece.size for piece in pieces) for pieces in own]
+    if [tensor.shape[0] for tensor in tensors] != sizes or 0 in sizes:
+        return first
+    return _assembled(
+        (piece, part)
+        for tensor, pieces in zip(tensors, own, strict=True)
+        for piece, part in zip(pieces, _cut(tensor, pieces), strict=True)
+    )
+
+
+def _with_pieces(
+    value: torch.Tensor, part: torch.Tensor, pieces: tuple[Rows, ...], kept: bool
+) -> torch.Tensor:
+    """A tensor whose rows in these places are `part`'s; changed in place where it was kept."""
+    parts = _cut(part, pieces)
+    if not kept or value.requires_grad:  # a gradient then comes by way of the copy
+        held = list(zip(pieces, parts, strict=True))
+        start = 0
+        for piece in sorted(pieces, key=lambda piece: piece.start):
+            held.append((Rows(start, 0, 0), value[start : piece.start]))
+            start = piece.start + piece.size
+        return _assembled([*held, (Rows(start, 0, 0), value[start:])])
+    if part.is_inference() or part._version:  # a copy nobody has changed has version 0
+        for piece, rows in zip(pieces, parts, strict=True):
+            value.narrow(0, piece.start, piece.size).copy_(rows)
+    return value
+
+
+def _cut(tensor: torch.Tensor, pieces: tuple[Rows, ...]) -> list[torch.Tensor]:
+    """Rows that stand together, cut into pieces of these sizes."""
+    ends = list(itertools.accumulate(piece.size for piece in pieces))
+    return [tensor[end - piece.size : end] for end, piece in zip(ends, pieces, strict=True)]
+
+
+def _assembled(parts: Iterable[tuple[Rows, torch.Tensor]]) -> torch.Tensor:
+    ordered = sorted(parts, key=lambda part: part[0].start)
+    return torch.cat([tensor for _, tensor in ordered])
+
+
+def _pieces(own: "Rows | tuple[Rows, ...] | None") -> tuple[Rows, ...]:
+    return own if isinstance(own, tuple) else () if own is None else (own,)
+
+
+def _own(
+    value: torch.Tensor, rows: Rows, is_batch: IsBatch, path: Path
+) -> "Rows | tuple[Rows, ...] | None":
+    """The rows of a tensor that are one prompt's; None where it has no prompt's."""
+    if not value.dim():
+        return None
+    held = is_batch(path, value)
+    if isinstance(held, Mapping):
+        return held.get(rows.start)
+    return rows if held and value.shape[0] == rows.total else None
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
@@ -164,7 +234,7 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
     """A container like `value` with these parts; `value` itself when none of them changed."""
     if all(parts[key] is part for key, part in _parts(value)):
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not is_dataclass(value):
         return type(value)(parts)  # type: ignore[call-arg]
     if isinstance(value, (tuple, list)):
         kind = type(value)

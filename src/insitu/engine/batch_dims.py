@@ -6,16 +6,19 @@
 A first dimension of the batch's size usually is the batch. Where the size occurs elsewhere too, in
 a weight or in another dimension of the input, the model is run once on fake tensors with a number
 of rows that occurs nowhere: what then has that many rows is the batch.
+
+A model may have modules that see something else than prompts, such as their images. Its call then
+says what belongs to whom there: `call.apart`, see `Apart`.
 """
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from insitu.engine.batch import IsBatch, Path, tensors
+from insitu.engine.batch import IsBatch, Path, Split, tensors
 from insitu.engine.fakes import fake_tensors
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.errors import InsituWarning
@@ -24,12 +27,33 @@ Known = dict[tuple[nn.Module, int], frozenset[Path]]
 """For each side of each module: where its value holds tensors with the batch's rows."""
 
 
+class Apart(Protocol):
+    """What a call says about values whose rows are not the prompts'."""
+
+    inputs: frozenset[str]
+    """Keyword arguments of the call that hold no prompts; it can be made without them."""
+    sizes: frozenset[int]
+    """Sizes of the batch that need finding out."""
+
+    def split(self, key: Any, path: Path, tensor: torch.Tensor) -> Split | None:
+        """What of a tensor is whose, empty where it is all theirs; None for prompts' rows.
+
+        One that never says None has `knows_all = True`, and `in_pieces` where rows of a prompt may
+        stand in several places.
+        """
+
+
 class BatchDims:
     """Answers for one pass; what a scan has shown is kept for the model's next ones."""
 
     def __init__(self, root: Any, call: Any, total: int) -> None:
         self._known: Known | None = None
-        sizes = _sizes(root)
+        self._apart: Apart | None = getattr(call, "apart", None)
+        sizes = _sizes(root) | (self._apart.sizes if self._apart is not None else frozenset())
+        self.in_pieces: bool = getattr(self._apart, "in_pieces", False)
+        """Whether a prompt's rows may stand in several places, so that a body is given a copy."""
+        if getattr(self._apart, "knows_all", False):
+            return
         if total > 1 and (total in sizes or total in _other_sizes(call)):
             kept: dict[str, Known] = root._batched
             if type(call).__name__ not in kept:
@@ -39,7 +63,16 @@ class BatchDims:
     def at(self, key: Any, side: int) -> IsBatch:
         """The question for one site."""
         paths = None if self._known is None else self._known.get((key, side))
-        return _always if paths is None else lambda path, tensor: path in paths
+        of_prompts = _always if paths is None else lambda path, tensor: path in paths
+        if self._apart is None:
+            return of_prompts
+        apart = self._apart
+
+        def is_batch(path: Path, tensor: torch.Tensor) -> bool | Split:
+            split = apart.split(key, path, tensor)
+            return of_prompts(path, tensor) if split is None else split
+
+        return is_batch
 
 
 def _always(path: Path, tensor: torch.Tensor) -> bool:
@@ -61,13 +94,16 @@ def _other_sizes(call: Any) -> set[int]:
 
 
 def _scan(call: Any, total: int, sizes: frozenset[int]) -> Known:
+    apart: Apart | None = getattr(call, "apart", None)
+    left_out = apart.inputs if apart is not None else frozenset[str]()
+    of_prompts = {name: v for name, v in call.kwargs.items() if name not in left_out}
     taken = sizes | _other_sizes(call)
     rows = next(n for n in range(total + 1, total + len(taken) + 2) if n not in taken)
     known: Known = {}
     handles = [handle for m in call.module.modules() for handle in _noting(m, rows, known)]
     try:
         with fake_tensors(call.module), torch.no_grad():
-            args, kwargs = _with_rows((call.args, call.kwargs), total, rows)
+            args, kwargs = _with_rows((call.args, of_prompts), total, rows)
             call.module(*args, **kwargs)
     except Exception as error:
         warnings.warn(

@@ -55,6 +55,8 @@ class Edit:
             while True:
                 names = self.names.fresh()
                 self.body.run(apart(names) if lane.kind == SCAN else names)
+                if lane.trail and all(read[0]._module in lane.root._beside for read in lane.trail):
+                    return  # what it changes is called before or after the steps
                 step += 1
                 if not (lane.run.stepping and lane.advance(step)):
                     return

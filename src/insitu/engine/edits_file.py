@@ -207,10 +207,20 @@ def _place(node: ast.AST, own: dict[str, WrappedModule]) -> Any:
             raise Missing(ast.unparse(node), error) from None
     if node.attr in around.__dict__ or hasattr(type(around), node.attr):
         return around.__dict__.get(node.attr)
-    found = around._child(node.attr)
-    known = found is not None or around._view(node.attr) or hasattr(around._module, node.attr)
-    if not known and not node.attr.endswith("_"):
-        raise Missing(ast.unparse(node), around._unknown(node.attr))
+    try:
+        return _named(around, node.attr)
+    except UnknownModuleError as error:
+        raise Missing(ast.unparse(node), error) from None
+
+
+def _named(around: WrappedModule, name: str) -> WrappedModule | None:
+    """The module of a name; None for a view or an attribute."""
+    found = around._child(name)
+    known = found is not None or around._view(name) or hasattr(around._module, name)
+    if not known and around._learns(name):
+        return around._child(name)
+    if not known and not name.endswith("_"):
+        raise around._unknown(name)
     return found
 
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from insitu.engine import fake_dtypes
+from insitu.engine import fake_dtypes, fake_shapes
 
 _LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _CONTAINERS = (dict, list, set)
@@ -24,16 +24,19 @@ _ARMED = {"forward"}
 
 
 @contextmanager
-def fake_tensors(*modules: nn.Module) -> Iterator[None]:
-    """Compute on fake tensors; the modules are afterwards as they were."""
+def fake_tensors(*modules: nn.Module) -> Iterator[Callable[[Any], Any]]:
+    """Compute on fake tensors; the modules are afterwards as they were.
+
+    Yields what makes fakes of the tensors in a value. What the modules are called with is made
+    one before: a model may ask whether its input is, before it looks at values.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
         stack.enter_context(_unlogged())
         for module in modules:
             stack.enter_context(_as_before(module))
         stack.enter_context(mode)
-        stack.enter_context(_MakeFake(mode))
-        yield
+        yield stack.enter_context(_MakeFake(mode)).fake
 
 
 class _MakeFake(TorchDispatchMode):
@@ -52,8 +55,12 @@ class _MakeFake(TorchDispatchMode):
     ) -> Any:
         """Run an operation on fakes; the same real tensor is the same fake every time."""
         fake_dtypes.check(func, args)
-        args, kwargs = tree_map_only(Tensor, self._fake, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        args, kwargs = self.fake((args, kwargs or {}))
+        return (fake_shapes.instead_of(func) or func)(*args, **kwargs)
+
+    def fake(self, value: Any) -> Any:
+        """The same value with a fake for every tensor in it."""
+        return tree_map_only(Tensor, self._fake, value)
 
     def _fake(self, tensor: Tensor) -> Tensor:
         return tensor if isinstance(tensor, FakeTensor) else self._mode.from_tensor(tensor)

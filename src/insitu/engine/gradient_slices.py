@@ -45,7 +45,7 @@ class Origin:
 
 
 def origins(tensor: Tensor) -> list[Origin]:
-    """What a tensor was cut from by indices and slices, the nearest first; empty for no slice."""
+    """What a tensor was cut from by indices, slices and views, the nearest first; or nothing."""
     found: list[Origin] = []
     node, cuts = tensor.grad_fn, tuple[Cut, ...]()
     while node is not None and (cut := _cut(node, tensor)) is not None:
@@ -66,6 +66,9 @@ def _cut(node: Any, tensor: Tensor) -> Cut | None:
     if name == "SelectBackward0":
         dim, index = _signed(node._saved_dim), _signed(node._saved_index)
         return lambda whole: whole.select(dim, index)
+    if name == "ViewBackward0":  # one axis divided: a slice by heads
+        shape = tuple(node._input_metadata[0].shape)
+        return lambda whole: whole.view(shape)
     base = tensor._base
     if name == "AsStridedBackward0" and base is not None and base.is_contiguous():
         # What becomes of a slice that was edited in place: a part of the memory.

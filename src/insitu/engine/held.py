@@ -12,10 +12,11 @@ import atexit
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from insitu.engine import misses
+from insitu.engine import misses, opening
 from insitu.engine.edits import edited
 from insitu.engine.interleave import Pass
 from insitu.engine.order import INPUT, OUTPUT
@@ -37,17 +38,20 @@ class Run:
         ]:
             _close(earlier)
         self._root = root
+        self._heard: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._pass = run = Pass(root, call, kind, stepping)
         try:
             edited(run)
             run.arm_every(root._module)
             opened.append(run)
+            if root._onlookers is not None:
+                root._onlookers.join(run)
+            # The pass must not refer to its handle, or a dropped one would never be collected.
+            self._dropped = weakref.finalize(self, _close_dropped, run)
+            self._dropped.atexit = False
         except BaseException:
-            run.close()
+            _close(run)
             raise
-        # The pass must not refer to its handle, or a dropped handle would never be collected.
-        self._dropped = weakref.finalize(self, _close_dropped, run)
-        self._dropped.atexit = False
 
     def until(self, site: WrappedModule | Operation | str) -> "Run":
         """Run up to a site: a module (its output) or a path such as `"transformer.h.3.input"`.
@@ -84,6 +88,27 @@ class Run:
             self._let_go_if_over()
         return self
 
+    def move(self, way: Callable[[Pass], None]) -> "Run":
+        """Go on in another way, one of those in `stepping`."""
+        run = self._going()
+        try:
+            way(run)
+        finally:
+            self._let_go_if_over()
+        return self
+
+    def view(self) -> Any:
+        """The pass as a widget: where it stands, the value there, and buttons to go on.
+
+        run = model.open("The Eiffel Tower is in the city of")
+        run.view()
+        """
+        return opening.opened("run", self)
+
+    def on_move(self, heard: Callable[[], None]) -> None:
+        """Have a method called whenever the pass has moved by this handle; it is held weakly."""
+        self._heard.append(weakref.WeakMethod(heard))
+
     def finish(self) -> Any:
         """Run to the end and return what the model returned."""
         run = self._going()
@@ -96,21 +121,12 @@ class Run:
         """Leave the pass where it stands; nothing of it remains. Safe to call twice."""
         self._dropped.detach()
         _close(self._pass)
+        self._tell()
 
     @property
     def where(self) -> str:
         """Where the pass stands: `transformer.h.2.output`, `start`, `finished` or `closed`."""
-        run = self._pass
-        if run.ended:
-            return "finished"
-        if run.closed:
-            return "closed"
-        step = f" (step {run.step})" if run.step > 0 else ""
-        if run.at_output is not None:
-            return f"{self._root._path_of(run.at_output)}.output{step}"
-        if run.at_input is not None:
-            return f"{self._root._path_of(run.at_input)}.input{step}"
-        return "start"
+        return standing(self._pass)
 
     @property
     def value(self) -> Any:
@@ -154,6 +170,31 @@ class Run:
     def _let_go_if_over(self) -> None:
         if self._pass.ended or self._pass.closed:
             self.close()
+        elif self._root._onlookers is not None:
+            self._root._onlookers.moved(self._pass)
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        for reference in tuple(self._heard):
+            if (heard := reference()) is None:
+                self._heard.remove(reference)
+            else:
+                heard()
+
+
+def standing(run: Pass) -> str:
+    """Where a pass stands, in words."""
+    if run.ended:
+        return "finished"
+    if run.closed:
+        return "closed"
+    step = f" (step {run.step})" if run.step > 0 else ""
+    if run.at_output is not None:
+        return f"{run.root._path_of(run.at_output)}.output{step}"
+    if run.at_input is not None:
+        return f"{run.root._path_of(run.at_input)}.input{step}"
+    return "start"
 
 
 def _close(run: Pass) -> None:

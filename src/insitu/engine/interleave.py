@@ -27,9 +27,10 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from insitu.engine import blame, checks, met, misses
+from insitu.engine import blame, checkpoints, checks, met, misses
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.beside import Beside, Watcher
+from insitu.engine.compiled import out_of_graphs
 from insitu.engine.modes import current, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order
 from insitu.engine.switch import (
@@ -59,15 +60,15 @@ class Pass(Arming):
     __slots__ = (
         "__weakref__", "args", "at_input", "at_output", "base_modes", "block", "block_modes",
         "call", "calls_over", "cleared", "closed", "direct", "ended", "ends", "entered", "error",
-        "failure", "here", "kind", "kwargs", "lanes", "model_modes", "observation", "order",
+        "failure", "halts", "here", "kind", "kwargs", "lanes", "model_modes", "observation", "order",
         "outer", "overrun", "prepare", "result", "root", "single", "skips", "started", "step",
-        "stepping", "steps_over", "taps", "taps_before", "thread", "to_block", "to_model", "told",
-        "trail", "unbound", "value", "want_any", "want_input", "want_output", "want_step", "watch",
-        "whole", "worker", "writes",
+        "stepped", "stepping", "steps_over", "taps", "taps_before", "thread", "to_block",
+        "to_model", "told", "trail", "unbound", "value", "want_any", "want_input", "want_output",
+        "want_step", "watch", "whole", "worker", "writes",
     )  # fmt: skip
 
     armed_around: nn.Module | None
-    hooked: set[nn.Module] | None
+    hooked: dict[nn.Module, tuple[Any, Any] | None] | None
     prepare: Callable[["Pass"], None] | None
     lanes: Beside | None
     taps: dict[Any, list[Callable[..., None]]] | None
@@ -77,6 +78,8 @@ class Pass(Arming):
     entered: tuple[CodeType, int] | None
     error: BaseException | None
     failure: BaseException | None
+    halts: Callable[[Any, int], bool] | None
+    """Where else a pass that goes from module to module stops: of a site, and its side."""
     worker: Greenlet | None
     block: Greenlet | None
     outer: Any
@@ -107,6 +110,7 @@ class Pass(Arming):
         self.both = order is None
         self.root = root
         self.whole: nn.Module = root._module
+        self.stepped: nn.Module = root._module
         self.call = call
         self.kind = kind
         self.stepping = stepping
@@ -123,7 +127,7 @@ class Pass(Arming):
         self.error = self.failure = self.worker = self.block = self.outer = self.watch = None
         self.observation = self.at_output = self.at_input = self.want_output = None
         self.want_input = self.want_step = self.value = self.args = self.kwargs = None
-        self.result = self.writes = None
+        self.result = self.writes = self.halts = None
 
     # The block's side ------------------------------------------------------------------------
 
@@ -191,7 +195,7 @@ class Pass(Arming):
         frame = _getframe(depth)
         self.trail.append((node, INPUT, frame.f_code, frame.f_lasti))
         self._run_to(module, INPUT)
-        if self.at_input is not module:
+        if self.at_input is not module or self.overrun:  # that of the next step is not meant
             raise checks.missed(self, node, INPUT)
         if place is not None:
             self.here = place[1]
@@ -393,6 +397,7 @@ class Pass(Arming):
     def _make_ready(self) -> None:
         if self.order is None:
             self._observe()
+        checkpoints.begin(self)
         if self.prepare is not None:
             prepare, self.prepare = self.prepare, None
             try:
@@ -400,7 +405,7 @@ class Pass(Arming):
             except Exit:
                 self._raise_failure()
         if self.stepping:
-            self.arm_input(self.root)
+            self.stepped = self.arm_input(self.root._step_node)
 
     def _raise_failure(self) -> NoReturn:
         """Raise what a body beside the block failed with, or the Exit being handled."""
@@ -459,10 +464,13 @@ class Pass(Arming):
         if self.observation is not None:
             self._learn()
 
+    @out_of_graphs
     def after_hooks(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
         """Stop after the last of the user's own forward hooks; None says 'no change' to torch."""
         if getcurrent() is not self.worker:
             return None
+        if self.hooked and (call := self.hooked[module]) is not None:
+            (args, kwargs), self.hooked[module] = call, None  # torch tells what was there before
         value = self._offer(module, args, kwargs, output)
         return None if value is output else value
 
@@ -495,13 +503,13 @@ class Pass(Arming):
             self.observation.enter(module)
             if self.observation.order.complete:
                 self._learn()  # a second step has begun
-        if self.stepping and module is self.whole:
+        if self.stepping and module is self.stepped:
             self.args, self.kwargs = args, kwargs
             self._new_step()
             args, kwargs = self.args, self.kwargs
         if self.lanes is not None and module in self.lanes.inputs:
             args, kwargs = self.lanes.at_input(module, args, kwargs)
-        if self.want_input is module:
+        if self.want_input is module or (self.halts is not None and self.halts(module, INPUT)):
             self.args, self.kwargs = args, kwargs
             self._stand_at_input(module)
             args, kwargs = self.args, self.kwargs
@@ -527,6 +535,7 @@ class Pass(Arming):
         if self.lanes is not None and module in self.lanes.skips:
             output = self.lanes.skipped(module, output)
         if self.hooked and module in self.hooked:
+            self.hooked[module] = args, kwargs
             return output
         return self._offer(module, args, kwargs, output)
 
@@ -551,10 +560,10 @@ class Pass(Arming):
             self.lanes.new_step()
         if self.overrun:
             self.want_output = None
-            self._stand_at_input(self.whole)
+            self._stand_at_input(self.stepped)
         elif self.want_step is not None and self.step >= self.want_step:
             self.trail.clear()
-            self._stand_at_input(self.whole)
+            self._stand_at_input(self.stepped)
 
     def _stand_at_input(self, module: nn.Module) -> None:
         self.want_input = self.at_output = None

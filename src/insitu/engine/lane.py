@@ -194,6 +194,8 @@ class Lane:
             self._wait(AT_RESULT, None)
         if self.rows is None:
             return self.run.result
+        if (result_of := getattr(self.run.call, "result_of", None)) is not None:
+            return result_of(self.run.result, self.rows)
         return take(self.run.result, self.rows, self._dims().at(self.run.whole, OUTPUT))
 
     def tap(self, node: Node, callback: Callable[..., None]) -> None:
@@ -282,7 +284,7 @@ class Lane:
         self.go()
         value, self.value = self.value, None
         self.at_output = self.args = self.kwargs = None
-        if value is given and not _begins_a_graph(given, output):
+        if value is given and not _begins_a_graph(given, output) and not self._has_a_copy():
             return output
         return (
             value
@@ -295,14 +297,19 @@ class Lane:
         rows, call = self.rows, (args, kwargs)
         given = call if rows is None else take(call, rows, self._dims().at(key, INPUT))
         self.at_input, (self.args, self.kwargs) = key, given
+        self.sliced = True
         self._tell(INPUT, given)
         self.go()
         left, self.args, self.kwargs, self.at_input = (self.args, self.kwargs), None, None, None
-        if left[0] is given[0] and left[1] is given[1]:
+        if left[0] is given[0] and left[1] is given[1] and not self._has_a_copy():
             return call
         return (
             left if rows is None else put(call, left, rows, self._dims().at(key, INPUT), (), given)
         )
+
+    def _has_a_copy(self) -> bool:
+        """Whether the body may have been given a copy, whose edits are still to be copied back."""
+        return self.rows is not None and self._dims().in_pieces
 
     def _tell(self, kind: int, value: Any) -> None:
         watch = self.run.watch

@@ -11,7 +11,7 @@ already. Nothing is registered on the user's modules.
 import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from insitu.engine import paths, views
 from insitu.engine.attached import Attached, attached, key, with_attached, without
@@ -46,9 +46,19 @@ def found(node: Any, name: str) -> Any:
     return node._root._at_path(path[1:]) if path[0] == "/" else node._child(path)
 
 
-def here(node: Any) -> list[str]:
+class MoreNames(Protocol):
+    """Further names that a model has only when one of them is asked for."""
+
+    def offered(self, node: Any, name: str) -> bool:
+        """Whether a name that was not known has become so, because it was asked for."""
+
+    def listed(self, node: Any) -> list[str]:
+        """The names that could be asked for at a module. Nothing changes by this."""
+
+
+def here(node: Any, names: Names | None = None) -> list[str]:
     """Every further name at a module: renamed and attached modules, and views."""
-    known: Names = node._root._names
+    known: Names = node._root._names if names is None else names
     path = key(node)
     return [
         *(name for at, name in known.placed if at == path),
@@ -57,7 +67,7 @@ def here(node: Any) -> list[str]:
         *(
             name
             for kind in views.those_for(known.viewed, node._module)
-            for name in views.names(kind)
+            for name in sorted(views.names(kind))
         ),
     ]
 
@@ -195,6 +205,11 @@ def require_free(node: Any, name: str, names: Names) -> None:
             "a further name would hide it.",
             "give another name.",
         )
+
+
+def is_free(node: Any, name: str, names: Names) -> bool:
+    """Whether nothing at a module has a name yet."""
+    return _owner(node, names, name) is None
 
 
 def _owner(node: Any, names: Names, name: str) -> str | None:

@@ -40,6 +40,8 @@ class Order:
     callers: dict[nn.Module, tuple[nn.Module, ...]] = field(default_factory=dict)
     """For modules called from outside their own tree, or held by several: who may call them."""
     complete: bool = False
+    checkpoints: bool = False
+    """Whether a pass came to activation checkpointing."""
 
     def close(self, root: nn.Module) -> None:
         """The observed pass has ended: what was seen is all there is."""

@@ -46,7 +46,8 @@ def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
     """Whether the parked model may call a module after the one it stands at.
 
     Every forward that is under way is asked: it may call the module by any of its names, or walk
-    through a list of modules in their order.
+    through a list of modules in their order. Asked too is what calls the modules without being one,
+    and says so by holding them as a module does (`_modules`): a pipeline.
 
     Args:
         node: the module asked for.
@@ -59,10 +60,12 @@ def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
         if parked.f_code.co_filename == _TORCHS:
             continue
         around = self_of(parked)
-        if not isinstance(around, nn.Module) or around is done:
+        if around is done or not isinstance(getattr(around, "_modules", None), dict):
             continue
         if any(_comes_to(parked, name, around) for name in _leading_to(module, around)):
             return True
+        if not isinstance(around, nn.Module):
+            continue
         if _way(parked.f_code, parked.f_lasti).loops and (
             _comes_after(module, done, around) or _is_held(module, parked, around)
         ):
@@ -70,7 +73,7 @@ def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
     return False
 
 
-def _leading_to(module: nn.Module, around: nn.Module) -> list[str]:
+def _leading_to(module: nn.Module, around: Any) -> list[str]:
     """The names in a module under which another one is reached."""
     children = around._modules.items()
     return [name for name, child in children if child is not None and module in child.modules()]
@@ -105,7 +108,7 @@ def self_of(frame: FrameType) -> Any:
     return frame.f_locals.get(names[0]) if frame.f_code.co_argcount and names else None
 
 
-def _comes_to(frame: FrameType, name: str, module: nn.Module) -> bool:
+def _comes_to(frame: FrameType, name: str, module: Any) -> bool:
     """Whether a name, or a method that uses it, lies on a way from the frame's instruction."""
     for loaded in _way(frame.f_code, frame.f_lasti).names:
         if loaded == name or _uses(getattr(type(module), loaded, None), name, module, 0):
@@ -113,7 +116,7 @@ def _comes_to(frame: FrameType, name: str, module: nn.Module) -> bool:
     return False
 
 
-def _uses(method: Any, name: str, module: nn.Module, depth: int) -> bool:
+def _uses(method: Any, name: str, module: Any, depth: int) -> bool:
     code = getattr(method, "__code__", None)
     if code is None or getattr(nn.Module, method.__name__, None) is method:
         return False

@@ -42,6 +42,16 @@ def find(node: Node) -> Any:
     raise misses.other_thread(held[-1]) if held else misses.no_trace(node)
 
 
+def around_here() -> list[Any]:
+    """The passes that the caller is inside of, and those held open in its thread."""
+    around = [run for run in opened if run.thread == get_ident()]
+    candidate = active.get()
+    while candidate is not None:
+        around.append(candidate)
+        candidate = candidate.outer
+    return around
+
+
 def anything_runs() -> bool:
     """Whether the caller is inside a trace or has a pass held open."""
     return active.get() is not None or any(r.thread == get_ident() for r in opened)

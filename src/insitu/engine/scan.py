@@ -6,8 +6,9 @@ with model.scan("The Eiffel Tower is in"):
 Works on a model whose weights are on `meta`, costs no memory, and changes nothing.
 """
 
+import copy
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -32,7 +33,8 @@ class Scan:
 
     def __init__(self, tracer: Tracer, beside: Iterable[nn.Module] = ()) -> None:
         call = tracer.give_call()
-        self._tracer = tracer.again(SCAN, RealInputs(call) if call.pending else call)
+        self._call = RealInputs(call) if call.pending else copy.copy(call)
+        self._tracer = tracer.again(SCAN, self._call)
         self._fakes = fake_tensors(*tracer.modules, *beside)
 
     def __enter__(self) -> Tracer:
@@ -40,7 +42,11 @@ class Scan:
 
     def enter(self, frame: FrameType) -> Tracer:
         """Begin, for the block of the `with` that a frame is just entering."""
-        self._fakes.__enter__()
+        fake = self._fakes.__enter__()
+        if self._call.pending:
+            self._call.fake = fake
+        else:
+            give_fakes(self._call, fake)
         try:
             return self._tracer.enter(frame)
         except BaseException:
@@ -69,18 +75,29 @@ class RealInputs:
 
     pending = True
 
+    fake: Callable[[Any], Any]
+    """Makes fakes of the tensors in a value; known once the scan is entered."""
+
     def __init__(self, call: Any) -> None:
         self._call = call
 
     def join(self, calls: list[Call]) -> tuple[Any, tuple[Rows, ...]]:
         """One call made of several; to pad and to place them takes their values."""
         with _disable_current_modes():
-            joined: tuple[Any, tuple[Rows, ...]] = self._call.join(calls)
-            return joined
+            joined, rows = self._call.join(calls)
+        give_fakes(joined, self.fake)
+        return joined, rows
 
     def alone(self) -> Any:
         """The call without any input."""
         return self._call.alone()
+
+
+def give_fakes(call: Any, fake: Callable[[Any], Any]) -> None:
+    """Let a call be made with fakes of its tensors."""
+    for name in ("args", "kwargs"):
+        if value := getattr(call, name, None):
+            setattr(call, name, fake(value))
 
 
 def _needs_values(cause: BaseException) -> ScanError:

@@ -76,7 +76,10 @@ class Tracer:
         return self._call
 
     def __del__(self) -> None:
-        if self._run is None and self._untold:
+        if self._run is not None:
+            if not self._run.closed:  # interrupted where no `try` of ours has begun
+                self._leave(True, again=True)
+        elif self._untold:
             warnings.warn(
                 f"a {self._kind} of {type(self.module).__name__} was made and never entered; "
                 "it runs as `with model.trace(...):`, or at once where its result is used.",
@@ -95,9 +98,11 @@ class Tracer:
             self.check(self, frame)
         self._run = run = Pass(self._root, self._call, self._kind, self._stepping)
         run.entered = frame.f_code, frame.f_lasti
-        self._backwards = backward_call.mount(frame)
+        self._backwards = backward_call.mount(frame, run)
         run.outer = active.get()
         run.watch = self.watch
+        if self._root._onlookers is not None:
+            self._root._onlookers.join(run)
         if self._root._edits or self._call.pending:
             self._bodies = edited(run)
         active.set(run)
@@ -129,16 +134,20 @@ class Tracer:
             prune(raised.__traceback__)
             raise
         finally:
-            self._leave(failed)
+            try:
+                self._leave(failed)
+            except KeyboardInterrupt:
+                self._leave(failed, again=True)
+                raise
 
-    def _leave(self, failed: bool) -> None:
+    def _leave(self, failed: bool, again: bool = False) -> None:
         run, bodies = self._own(), self._bodies
         try:
             if active.get() is run:
                 active.set(run.around())
-            if self._backwards:
-                backward_call.unmount()
-            if bodies is not None:
+            if self._backwards or again:
+                backward_call.unmount(run)
+            if bodies is not None and not again:
                 bodies.write_back()
         finally:
             try:

@@ -20,11 +20,15 @@ place without a setter. Methods and constants of the class are reached in the sa
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from sys import _getframe
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
+from insitu.engine.running import active
 from insitu.errors import UsageError, WriteError
 
 
@@ -95,10 +99,12 @@ def providing(views: ViewsOf, module: nn.Module, name: str) -> type[View] | None
 
 def read(kind: type[View], node: Any, name: str) -> Any:
     """The value of a view at a wrapped module."""
-    view = kind(node)
     defined = next(vars(base)[name] for base in kind.__mro__ if name in vars(base))
     bind = getattr(type(defined), "__get__", None)
-    return defined if bind is None else bind(defined, view, kind)
+    if bind is None:
+        return defined
+    with _at_the_line_of(_getframe(2)):
+        return bind(defined, kind(node), kind)
 
 
 def write(kind: type[View], node: Any, name: str, value: Any) -> None:
@@ -106,13 +112,28 @@ def write(kind: type[View], node: Any, name: str, value: Any) -> None:
     defined = next(vars(base)[name] for base in kind.__mro__ if name in vars(base))
     setter = getattr(defined, "fset", None)
     if setter is not None:
-        setter(kind(node), value)
+        with _at_the_line_of(_getframe(3)):
+            setter(kind(node), value)
     elif not _is_same_memory(value, read(kind, node, name)):  # it is after `view += 1`
         raise WriteError(
             f"{node._path}.{name} cannot be replaced: its view has no setter.",
             f"{kind.__name__}.{name} says how it is read, not how a new value is put back.",
             f"edit it in place ({node._path}.{name}[:] = value), or define @{name}.setter.",
         )
+
+
+@contextmanager
+def _at_the_line_of(frame: FrameType) -> Iterator[None]:
+    """Let what is read inside count as read where the view was named: errors tell that line."""
+    run = active.get()
+    before = 0 if run is None else len(run.trail)
+    try:
+        yield
+    finally:
+        if run is not None:
+            trail = run.trail
+            for at in range(min(before, len(trail)), len(trail)):
+                trail[at] = (*trail[at][:2], frame.f_code, frame.f_lasti)
 
 
 def _is_same_memory(one: Any, other: Any) -> bool:

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from insitu.engine import blame, met, misses, names, paths, views
 from insitu.engine.attached import attached
+from insitu.engine.opening import opened
 from insitu.engine.running import active, find
 from insitu.engine.source.operations import Source, source_of
 from insitu.engine.steps import next_call
 from insitu.errors import UnknownModuleError
 
 _SITES = ("output", "input", "inputs")
+_COMPILED = "_orig_mod"
+"""What torch's wrapper calls the module it has compiled."""
 
 
 class WrappedModule:
@@ -38,6 +41,8 @@ class WrappedModule:
     """Modules beside the model's: ours, such as `generator`, and those the user attached."""
     _names: names.Names
     """Further names of modules, and views; the root alone has them, those of the whole tree."""
+    _more_names: names.MoreNames | None = None
+    """Of a root: names that it has when they are asked for."""
 
     def __init__(self, module: nn.Module, parent: "WrappedModule | None", name: str) -> None:
         set_ = self.__dict__.__setitem__
@@ -134,6 +139,13 @@ class WrappedModule:
 
     # The tree --------------------------------------------------------------------------------
 
+    def tree(self) -> Any:
+        """The modules below as a widget: search, sizes, shapes, and what the last run did.
+
+        model.tree()                # in a notebook; elsewhere print(model)
+        """
+        return opened("tree", self)
+
     @property
     def _path(self) -> str:
         parent = self._parent
@@ -159,9 +171,12 @@ class WrappedModule:
         if (view := self._view(name)) is not None:
             return views.read(view, self, name)
         try:
-            return getattr(module, name)
+            return self._wrapped_if_below(getattr(module, name))
         except AttributeError:
-            raise self._unknown(name) from None
+            pass
+        if self._learns(name):
+            return getattr(self, name)
+        raise self._unknown(name) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "output":
@@ -215,6 +230,10 @@ class WrappedModule:
             if (view := self._view(name)) is not None:
                 views.write(view, self, name, value)
                 return
+            further = self._parent is not None and self._learns(name)
+            if further and (view := self._view(name)) is not None:
+                views.write(view, self, name, value)
+                return
             if isinstance(value, nn.Module):
                 names.attach(self, name, value)
                 return
@@ -236,22 +255,47 @@ class WrappedModule:
         module = self._submodule(name)
         if module is None:
             other: WrappedModule | None = names.found(self, name)
-            return other
+            return self._compiled._child(name) if other is None and self._compiled else other
         found = self._children.get(name)
         if found is None or found._module is not module:
             found = self._children[name] = WrappedModule(module, self, name)
             found._extras.update(attached(found))
         return found
 
+    @property
+    def _compiled(self) -> "WrappedModule | None":
+        """What `torch.compile(module)` wrapped, where this is that wrapper."""
+        return self._child(_COMPILED) if _COMPILED in self._module._modules else None
+
     def _view(self, name: str) -> type[views.View] | None:
         viewed = self._root._names.viewed
         return views.providing(viewed, self._module, name) if viewed else None
+
+    def _wrapped_if_below(self, value: Any) -> Any:
+        """What an attribute holds; a module that a property, or torch.compile's wrapper, leads to
+        is the wrapped one at its place below this one."""
+        if isinstance(value, nn.Module):
+            for path, module in self._module.named_modules():
+                if module is value:
+                    return self._at_path(path) if path else self
+        return value
+
+    def _learns(self, name: str) -> bool:
+        """Whether a name that is not known has become so, because it was asked for."""
+        more: names.MoreNames | None = self._root._more_names
+        return more is not None and more.offered(self, name)
+
+    def _could_be(self) -> list[str]:
+        """Names here that are known as soon as one of them is asked for."""
+        more: names.MoreNames | None = self._root._more_names
+        return [] if more is None else more.listed(self)
 
     def _unknown(self, name: str) -> UnknownModuleError:
         return paths.unknown(self._module, self._path, name, names.here(self))
 
     def _submodule(self, name: str) -> nn.Module | None:
-        module: nn.Module | None = self._module._modules.get(name)
+        modules = self._module._modules  # TorchScript's has no get()
+        module: nn.Module | None = modules[name] if name in modules else None  # noqa: SIM401
         return self._extras.get(name) if module is None else module
 
     def _refresh(self) -> None:
@@ -272,6 +316,8 @@ class WrappedModule:
             return found
         if isinstance(key, slice):
             return [self[i] for i in range(*key.indices(len(self)))]
+        if isinstance(key, int) and self._compiled:
+            return self._compiled[key]
         if isinstance(key, int):
             names = self._module._modules
             if not -len(names) <= key < len(names):
@@ -287,6 +333,8 @@ class WrappedModule:
         node = self
         for name in path.split("."):
             found = node._child(name)
+            if found is None and node._learns(name):
+                found = node._child(name)
             if found is None:
                 raise node._unknown(name)
             node = found
@@ -309,14 +357,15 @@ class WrappedModule:
         return type(module).__name__
 
     def __len__(self) -> int:
-        return len(self._module._modules)
+        return len((self._compiled or self)._module._modules)
 
     def __bool__(self) -> bool:
         return True
 
     def __iter__(self) -> Iterator["WrappedModule"]:
-        for name in tuple(self._module._modules):
-            if (found := self._child(name)) is not None:
+        node = self._compiled or self
+        for name in tuple(node._module._modules):
+            if (found := node._child(name)) is not None:
                 yield found
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
@@ -334,4 +383,5 @@ class WrappedModule:
 
     def __dir__(self) -> list[str]:
         own = [name for name in dir(type(self)) if not name.startswith("_")]
-        return [*dict.fromkeys((*self._module._modules, *self._extras, *names.here(self))), *own]
+        further = (*names.here(self), *self._could_be())
+        return [*dict.fromkeys((*self._module._modules, *self._extras, *further)), *own]

@@ -11,15 +11,18 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from insitu.engine import edits_file, names, validate
 from insitu.engine.batch import Call, Rows, join, tensors
+from insitu.engine.batch_dims import Apart
 from insitu.engine.edits import Edit, Editor
 from insitu.engine.held import Run
 from insitu.engine.interleave import Pass
+from insitu.engine.onlookers import Onlookers
 from insitu.engine.order import Order
 from insitu.engine.running import anything_runs, find
 from insitu.engine.scan import Scan
@@ -72,7 +75,7 @@ class NNsight(WrappedModule):
         super().__init__(module, None, "")
         own: dict[str, Any] = self.__dict__
         own.update(_orders={}, _batched={}, _sizes=None, _beside=frozenset(), _edits=[])
-        own.update(_names=names.Names())
+        own.update(_names=names.Names(), _family=WeakSet((self,)), _onlookers=None)
         self._name_further(rename, views)
 
     _orders: dict[str, Order]
@@ -85,10 +88,19 @@ class NNsight(WrappedModule):
     """Every size of a parameter or buffer, once asked for."""
     _edits: list[Edit]
     """Changes that every pass of this wrapper runs."""
+    _family: "WeakSet[NNsight]"
+    """This wrapper and those made from it by `edit`: their modules change together."""
+    _onlookers: Onlookers | None
+    """Live views that follow every pass."""
 
     @property
     def _model(self) -> nn.Module:
         return self._module
+
+    @property
+    def _step_node(self) -> WrappedModule:
+        """Of a model that takes steps: the module whose call is one."""
+        return self
 
     def _name_further(
         self, rename: Mapping[str, Any] | None, views: Mapping[type[nn.Module], Any] | None
@@ -274,6 +286,7 @@ class NNsight(WrappedModule):
             if name not in twin.__dict__ and not isinstance(value, WrappedModule)
         }
         twin.__dict__.update(own, _extras=dict(self._extras), _edits=list(self._edits))
+        self._family.add(twin)
         return twin
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -317,7 +330,8 @@ class ToBeJoined:
         Raises:
             InputError: the module needs one.
         """
-        parameters = inspect.signature(type(self.module).forward).parameters.values()
+        forward = getattr(type(self.module), "forward", nn.Module.forward)  # TorchScript's has none
+        parameters = inspect.signature(forward).parameters.values()
         for parameter in list(parameters)[1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
@@ -348,6 +362,8 @@ class Forward:
     """A call of a module that is still to be made."""
 
     pending = False
+    apart: Apart | None = None
+    """What of it has other rows than the prompts'."""
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.module = module

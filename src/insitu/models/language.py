@@ -6,28 +6,29 @@ with model.trace("The Eiffel Tower is in the city of"):
 print(model.tokenizer.decode(logits[0, -1].argmax()))
 """
 
-import inspect
+import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from insitu.engine import paths, validate
-from insitu.engine.batch import Call, Rows
+from insitu.engine import validate
+from insitu.engine.batch import Rows
 from insitu.engine.held import Run
-from insitu.engine.interleave import Pass
+from insitu.engine.running import anything_runs, around_here
+from insitu.engine.scan import Scan
 from insitu.engine.trace import Tracer, is_entered
-from insitu.errors import InputError, InputTypeError, UsageError
-from insitu.models import loading
-from insitu.models.base import Forward, NNsight, no_input, own_words
-from insitu.models.padding import is_padded, padded, positions
-
-_IDS = ("input_ids", "inputs_embeds", "decoder_input_ids")
-Make = Callable[[dict[str, Any], dict[str, Any]], Any]
-"""Makes a call of inputs and settings."""
+from insitu.engine.wrapped import WrappedModule
+from insitu.errors import InputError, UsageError
+from insitu.models import adapters, generation, inputs, kinds, limits, loading, meta, padding, words
+from insitu.models.base import Forward, NNsight, own_words
+from insitu.models.generation import Generation, Generator
+from insitu.models.inputs import Given
+from insitu.models.padding import Batch
+from insitu.models.prompts import Make, PromptsToCome
+from insitu.models.standard.offer import StandardNames
 
 
 class LanguageModel(NNsight):
@@ -47,17 +48,29 @@ class LanguageModel(NNsight):
         model: `"demo"`, a folder, a hub name, or a loaded transformers model. A folder or a name
             that is cached touches no network.
         tokenizer: for a loaded model; a name brings its own.
-        dispatch: load the weights now. They are in either case; the word is taken for the
-            reference's sake.
+        dispatch: read the weights now. With False the modules are on `meta` and take no memory;
+            the weights come with the first trace, generation or call, or with `dispatch()`.
         rename: further names of its modules, as for the method `rename`.
         views: view classes of its modules, as for `add_views`.
-        **settings: for `from_pretrained`: `device_map`, `dtype`, `attn_implementation`, …
+        **settings: for `from_pretrained`: `device_map`, `dtype`, `attn_implementation`,
+            `quantization_config`, `revision`, `trust_remote_code`, …
 
     Raises:
         ModelNotFoundError: no such folder, and no such name in the cache or on the hub.
+        ModelMemoryError: the weights do not fit into memory.
     """
 
     tokenizer: Any
+    _weights: loading.Checkpoint | None
+    """Where the weights are to come from; None once they are there."""
+
+    # Seams for models that take more than text -------------------------------------------------
+    _WORDS = inputs.FOR_TEXT | inputs.FOR_CHAT
+    """Settings of whatever encodes prompts, which stand beside the model's own."""
+    _choose = staticmethod(loading.language_class)
+    """Gives the model class for a config: `_choose(transformers, config)`."""
+    _more_names = StandardNames()
+    """Looks the standard names up (`model.layers[0].attention.pattern`) when one is asked for."""
 
     def __init__(
         self,
@@ -70,16 +83,65 @@ class LanguageModel(NNsight):
         **settings: Any,
     ) -> None:
         if isinstance(model, nn.Module):
-            loaded = model
-            tokenizer = tokenizer or loading.tokenizer_of(model)
+            checkpoint, loaded = None, model
         else:
-            loaded, own = loading.load(str(model), settings, with_tokenizer=tokenizer is None)
-            tokenizer = tokenizer or own
+            checkpoint = loading.find(str(model), settings, self._choose)
+            loaded = checkpoint.load() if dispatch else meta.empty(checkpoint)
         super().__init__(loaded)
-        self.__dict__["tokenizer"] = loading.with_padding(tokenizer)
+        self.__dict__.update(_weights=None if dispatch else checkpoint, _told=set())
+        self._take_tokenizer(tokenizer, checkpoint)
         self._extras["generator"] = generator = Generator()
         self.__dict__["_beside"] = frozenset(generator.modules())
         self._name_further(rename, views)
+
+    def _take_tokenizer(self, tokenizer: Any, checkpoint: loading.Checkpoint | None) -> None:
+        """Hold the tokenizer that was given, or the one beside the weights."""
+        if tokenizer is None:
+            tokenizer = (
+                loading.tokenizer_of(self._module)
+                if checkpoint is None
+                else checkpoint.companion("AutoTokenizer")
+            )
+        self.__dict__["tokenizer"] = loading.with_padding(tokenizer, self._kind.padding_side)
+
+    @functools.cached_property
+    def _kind(self) -> kinds.Kind:
+        return kinds.kind_of(self._module)
+
+    @functools.cached_property
+    def _positions(self) -> int | None:
+        return limits.positions_of(self._module)
+
+    @property
+    def _transformer(self) -> Any:
+        """The transformers model: its config, its generation config."""
+        return kinds.unwrapped(self._module)
+
+    @property
+    def _step_node(self) -> WrappedModule:
+        """What a generation calls: the transformers model, not what is put around it."""
+        node: WrappedModule = self._wrapped_if_below(self._transformer)
+        return node
+
+    def dispatch(self) -> None:
+        """Read the weights of a model that was opened with `dispatch=False`, now.
+
+            model = LanguageModel("path/to/folder", dispatch=False)
+            model.dispatch()
+
+        Edits, further names, views and attached modules stay. When it fails, all is as before.
+
+        Raises:
+            ModelNotFoundError: the weights are not there, or cannot be read.
+            ModelMemoryError: there is not enough memory for them.
+        """
+        if self._weights is None:
+            return
+        self._require_no_pass("dispatch")
+        module = self._weights.load()
+        for wrapper in tuple(self._family):
+            meta.lead_to(wrapper, module)
+            wrapper.__dict__["_weights"] = None
 
     def trace(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once on a prompt, with the block of the `with` inside it.
@@ -89,19 +151,33 @@ class LanguageModel(NNsight):
                 logits = model.lm_head.output           # [batch, pos, d_vocab]
 
         Args:
-            *args: text, a list of texts, token ids (list, nested list or tensor), or a tokenizer's
-                output. Texts of unequal length are padded on the left, with mask and positions.
-            **kwargs: what the model's forward takes (`input_ids=…`, `output_attentions=True`);
-                `validate=True` checks the block on fake tensors before the model runs.
+            *args: text, a list of texts, token ids (list, nested list or tensor), a tokenizer's
+                output, or chat messages. Prompts of unequal length are padded, with mask and
+                positions: on the left, and an encoder's on the right.
+            **kwargs: what the model's forward takes (`input_ids=…`, `output_attentions=True`) and
+                what its tokenizer takes (`truncation=True, max_length=8`); `validate=True` checks
+                the block on fake tensors before the model runs.
 
         Raises:
             InputError: no prompt, or one without tokens.
             UsageError: a setting of `generate()`, or one the model does not know.
         """
         untraced, checked = own_words(kwargs)
-        tracer = Tracer(self, self._one_forward("trace", args, kwargs), "trace", False)
+        self.dispatch()
+        call = self._request("trace", args, kwargs, self._forward_of)
+        tracer = Tracer(self, call, "trace", False)
         tracer.check = validate.check if checked else None
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
+
+    def scan(self, *args: Any, **kwargs: Any) -> Scan:
+        """Trace on fake tensors: shapes without running, and without the weights.
+
+        with model.scan("The Eiffel Tower is in the city of"):
+            width = model.transformer.h[2].output.shape[-1]
+        """
+        own_words(kwargs)  # a scan checks its block anyway
+        call = self._request("scan", args, kwargs, self._forward_of)
+        return Scan(Tracer(self, call, "trace", False))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate from a prompt, with the block inside every step.
@@ -119,7 +195,9 @@ class LanguageModel(NNsight):
         """
         validate.refuse(kwargs, "generate", "a generation goes on from the tokens it has chosen")
         untraced, _ = own_words(kwargs)
-        tracer = Tracer(self, self._generation(args, kwargs), "generate", True)
+        self.dispatch()
+        call = self._request("generate", args, kwargs, self._generation_of)
+        tracer = Tracer(self, call, "generate", True)
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer
 
     def open(self, *args: Any, generate: int | None = None, **kwargs: Any) -> Run:
@@ -134,261 +212,186 @@ class LanguageModel(NNsight):
             generate: hold a generation of that many tokens open instead of one forward.
         """
         validate.refuse(kwargs, "open", "what runs in a pass held open is not known yet")
+        self.dispatch()
         steps = generate is not None
-        call = (
-            self._generation(args, {"max_new_tokens": generate, **kwargs})
-            if steps
-            else self._one_forward("open", args, kwargs)
-        )
-        call = call.alone() if hasattr(call, "alone") else call
+        if steps:
+            kwargs = {"max_new_tokens": generate, **kwargs}
+        make = self._generation_of if steps else self._forward_of
+        call = self._request("generate" if steps else "open", args, kwargs, make)
+        call = call.alone() if call.pending else call
         return Run(self, call, "generate" if steps else "trace", steps)
 
-    def _one_forward(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._check_settings(kwargs)
-        return self._request(method, args, kwargs, self._forward_of)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model on a prompt, with its edits; inside a block, the module alone.
 
-    def _generation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._request("generate", args, kwargs, self._generation_of)
+        logits = model("The Eiffel Tower is in the city of").logits
+        """
+        if anything_runs():
+            return self._module(*args, **kwargs)
+        self.dispatch()
+        if self._edits:
+            return super().__call__(*args, **kwargs)
+        call = self._request("__call__", args, kwargs, self._forward_of)
+        call = call.alone() if call.pending else call
+        return self._module(*call.args, **call.kwargs)
+
+    @property
+    def generation_settings(self) -> dict[str, Any]:
+        """What the checkpoint sets for `generate`, where it changes the tokens that are chosen.
+
+        model.generation_settings           # {"do_sample": True, "temperature": 0.6}
+        """
+        return generation.from_checkpoint(getattr(self._transformer, "generation_config", None))
+
+    def __repr__(self) -> str:
+        set_there = generation.told(self.generation_settings)
+        return super().__repr__() + (f"\nGeneration: {set_there}" if set_there else "")
+
+    # Adapters ----------------------------------------------------------------------------------
+
+    def add_adapter(self, source: Any, *, name: str | None = None) -> str:
+        """Put a PEFT adapter into the model, in place, and make it the active one.
+
+            model.add_adapter("path/to/french-lora")        # the name is then "french-lora"
+            model.add_adapter(peft.LoraConfig(r=8, target_modules=["c_attn"]), name="fresh")
+
+        Every path stays what it was: the module an adapter changes is replaced by one that calls
+        it, under the same name, and is its `base_layer`.
+
+        Args:
+            source: a folder or a hub name; or a peft config, for a fresh adapter to be trained.
+                peft then freezes all other weights.
+            name: what it is called here; a folder's own name by default.
+
+        Returns:
+            Its name.
+
+        Raises:
+            AdapterError: it cannot be read, or does not fit; the model is then as it was.
+            MissingPackageError: peft is not installed.
+        """
+        self._require_no_pass("add_adapter")
+        self.dispatch()
+        try:
+            return adapters.add(self._transformer, source, name)
+        finally:
+            self._look_again()
+
+    def set_adapter(self, name: str | None) -> None:
+        """Make one adapter the active one; with None the base model runs without any.
+
+            model.set_adapter("french-lora")
+
+        Raises:
+            AdapterError: there is none of that name.
+        """
+        self._require_no_pass("set_adapter")
+        adapters.activate(self._transformer, name)
+        self._look_again()
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter out; after the last one the model's own modules are in their places.
+
+            model.remove_adapter("french-lora")
+
+        Raises:
+            AdapterError: there is none of that name.
+        """
+        self._require_no_pass("remove_adapter")
+        adapters.remove(self._transformer, name)
+        self._look_again()
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters in the model, in the order they were added."""
+        return adapters.names(self._transformer)
+
+    @property
+    def active_adapters(self) -> tuple[str, ...]:
+        """The names of those that are at work."""
+        return adapters.active(self._transformer)
+
+    def _look_again(self) -> None:
+        """Modules of the model have been replaced: lead what is wrapped to those of now."""
+        for wrapper in tuple(self._family):
+            meta.lead_to(wrapper, self._module)
+
+    def _require_no_pass(self, method: str) -> None:
+        if any(run.root in self._family for run in around_here()):
+            raise UsageError(
+                f"{method}() was called while a pass of this model is open.",
+                "it replaces modules that the pass is to come to.",
+                "call it before the trace, or after; end a held pass with run.finish().",
+            )
+
+    # From what was given to a call -------------------------------------------------------------
 
     def _request(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make
     ) -> Any:
         """The call to be made; without an input, what the trace's invokes make of it."""
-        if not args and not any(kwargs.get(name) is not None for name in _IDS):
-            return PromptsToCome(self, method, kwargs, make)
-        return make(*self._inputs(method, args, kwargs))
+        given = self._told_apart(method, args, kwargs, generates=method == "generate")
+        if not given.is_prompted:
+            return PromptsToCome(self, method, given, make)
+        return make(self._inputs(method, given), given.settings)
 
-    def _forward_of(self, inputs: dict[str, Any], settings: dict[str, Any]) -> Forward:
-        if is_padded(inputs) and "position_ids" in self._forward_parameters():
-            inputs.setdefault("position_ids", positions(inputs["attention_mask"]))
-        return Forward(self._module, (), {**inputs, **settings})
+    def _told_apart(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], generates: bool
+    ) -> Given:
+        """What was given, by what it is for; refuses what the forward would ignore."""
+        given = inputs.told_apart(method, args, kwargs, self._WORDS, generates=generates)
+        if not generates:
+            words.require_known(method, given.settings, self._transformer, self._kind, self._WORDS)
+        return given
 
-    def _generation_of(self, inputs: dict[str, Any], settings: dict[str, Any]) -> "Generation":
-        settings = dict(settings)
-        if self.tokenizer is not None and self._transformer.generation_config.pad_token_id is None:
-            settings.setdefault("pad_token_id", self.tokenizer.pad_token_id)
-        return Generation(self._module, self._extras["generator"], inputs, settings)
-
-    def _joined(self, batches: list[dict[str, Any]]) -> tuple[dict[str, Any], tuple[Rows, ...]]:
-        """Several encoded prompts as one batch, padded on the left to the longest."""
-        padding = self.tokenizer.pad_token_id if self.tokenizer is not None else None
-        return padded(batches, padding)
-
-    def _forward_parameters(self) -> set[str]:
-        return set(inspect.signature(type(self._module).forward).parameters)
-
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        """Refuse what the forward would swallow and ignore."""
-        known = self._forward_parameters() | loading.forward_settings()
-        model = self._transformer
-        for name in sorted(set(settings) - known):
-            if _has_setting(model.config, name):
-                continue
-            if _has_setting(model.generation_config, name):
-                raise UsageError(
-                    f"trace() was given {name}, a setting of generation.",
-                    "trace runs the model once; the setting would have no effect.",
-                    f"use model.generate(prompt, {name}={settings[name]!r}), or leave it out.",
-                )
-            close = paths.nearest(name, known)
-            raise UsageError(
-                f"trace() was given {name}, which is not understood.",
-                f"{type(self._module).__name__} has no such argument, and would ignore it.",
-                f"did you mean {close[0]}?" if close else "leave it out.",
-            )
-
-    @property
-    def _transformer(self) -> Any:
-        return self._module
-
-    # Inputs ----------------------------------------------------------------------------------
-
-    def _inputs(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the forward takes, and the settings that came with it."""
-        if not args:
-            inputs = {k: v for k, v in kwargs.items() if isinstance(v, torch.Tensor)}
-            return self._placed(inputs), {k: v for k, v in kwargs.items() if k not in inputs}
-        if len(args) > 1:
-            raise InputTypeError(
-                f"{method}() takes one prompt, and was given {len(args)}.",
-                "several prompts are one argument, a list, and become one batch.",
-                f"write model.{method}([first, second, …]).",
-            )
-        inputs = self._placed(self._encode(method, args[0]))
-        ids = next((inputs[name] for name in _IDS if name in inputs), None)
+    def _inputs(self, method: str, given: Given) -> Batch:
+        """What the model takes, of one prompt or several given together."""
+        batch: Batch = {}
+        if given.prompt is not None:
+            batch = self._encode(method, given.prompt, given.encoding)
+        batch.update(inputs.tensors_of(given.inputs, self.tokenizer))
+        ids = next((batch[name] for name in padding.IDS if name in batch), None)
         if ids is not None and ids.shape[1] == 0:
             raise InputError(
                 "the prompt has no tokens.",
-                f"{args[0]!r} becomes an empty sequence, and a model cannot run on nothing.",
+                f"{given.prompt!r} becomes an empty sequence, and a model cannot run on nothing.",
                 "give a prompt with at least one token.",
             )
-        return inputs, kwargs
+        return batch
 
-    def _encode(self, method: str, prompt: Any) -> dict[str, Any]:
-        if isinstance(prompt, str):
-            return self._tokenize([prompt])
-        if hasattr(prompt, "keys"):
-            return dict(prompt)
-        if isinstance(prompt, torch.Tensor):
-            return _ids(prompt)
-        if isinstance(prompt, (list, tuple)) and len(prompt):
-            if all(isinstance(part, str) for part in prompt):
-                return self._tokenize(list(prompt))
-            if all(isinstance(part, int) for part in prompt):
-                return _ids(torch.tensor([prompt]))
-            if all(isinstance(part, (list, tuple)) for part in prompt):
-                return self._pad([list(part) for part in prompt])
-        kind = (
-            "an empty list"
-            if isinstance(prompt, (list, tuple)) and not prompt
-            else type(prompt).__name__
-        )
-        raise InputTypeError(
-            f"{method}() cannot run on {kind}.",
-            "a language model takes text, texts, token ids, or a tokenizer's output.",
-            f'pass a prompt: model.{method}("The Eiffel Tower is in the city of").',
+    def _encode(self, method: str, prompt: Any, settings: dict[str, Any]) -> Batch:
+        """A prompt as the model's inputs; `settings` are those among `_WORDS`."""
+        if settings.get("truncation") and self._positions is not None:
+            settings = {"max_length": self._positions, **settings}
+        return inputs.encode(method, prompt, self.tokenizer, settings)
+
+    def _joined(self, batches: list[Batch]) -> tuple[Batch, tuple[Rows, ...]]:
+        """Several encoded prompts as one batch, padded to the longest."""
+        pad = self.tokenizer.pad_token_id if self.tokenizer is not None else None
+        return padding.padded(
+            batches, pad, self._kind.padding_side, has_decoder=self._kind.has_decoder
         )
 
-    def _tokenize(self, texts: list[str]) -> dict[str, Any]:
-        if self.tokenizer is None:
-            raise InputTypeError(
-                "this model has no tokenizer, and was given text.",
-                "it was wrapped without one, so only token ids can go in.",
-                "wrap it with LanguageModel(model, tokenizer=tokenizer), or pass token ids.",
-            )
-        if any(not self.tokenizer(text)["input_ids"] for text in texts):
-            return _ids(torch.zeros(1, 0, dtype=torch.long))
-        return dict(self.tokenizer(texts, return_tensors="pt", padding=len(texts) > 1))
+    def _forward_of(self, batch: Batch, settings: dict[str, Any]) -> Forward:
+        limits.require_fit(self._transformer, batch, self._positions)
+        return Forward(self._module, (), {**self._placed(self._completed(batch)), **settings})
 
-    def _pad(self, rows: list[list[int]]) -> dict[str, Any]:
-        if len({len(row) for row in rows}) == 1:
-            return _ids(torch.tensor(rows))
-        if self.tokenizer is None:
-            raise InputTypeError(
-                "these token ids have unequal lengths, and this model has no tokenizer.",
-                "rows of one batch must be padded, and only a tokenizer knows with what.",
-                "pad them yourself and pass attention_mask too, or trace them one by one.",
-            )
-        return dict(self.tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
+    def _generation_of(self, batch: Batch, settings: dict[str, Any]) -> Generation:
+        generation.require_generate(self._module)
+        settings = dict(settings)
+        generation.notice(self.generation_settings, settings, self.__dict__["_told"])
+        config = self._transformer.generation_config
+        if self.tokenizer is not None and config.pad_token_id is None:
+            settings.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+        if not self._kind.has_decoder:
+            to_come = generation.tokens_to_come(batch, settings, config)
+            limits.require_fit(self._transformer, batch, self._positions, to_come)
+        return Generation(self._module, self._extras["generator"], self._placed(batch), settings)
 
-    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _completed(self, batch: Batch) -> Batch:
+        """The inputs with what the forward would have to guess."""
+        return inputs.completed(batch, self._kind, self._transformer)
+
+    def _placed(self, batch: Batch) -> Batch:
         """The same inputs on the device of the embedding, where token ids are needed."""
-        device = self._transformer.device
-        return {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in inputs.items()
-        }
-
-
-class PromptsToCome:
-    """A call whose prompts the trace's invokes bring; its settings are given already."""
-
-    pending = True
-
-    def __init__(
-        self, model: LanguageModel, method: str, settings: dict[str, Any], make: Make
-    ) -> None:
-        self._model = model
-        self._method = method
-        self._settings = settings
-        self._make = make
-
-    def join(self, calls: list[Call]) -> tuple[Any, tuple[Rows, ...]]:
-        """One call made of several, and whose rows are where."""
-        encoded = [self._model._inputs("invoke", args, kwargs) for args, kwargs in calls]
-        inputs, rows = self._model._joined([inputs for inputs, _ in encoded])
-        settings = dict(self._settings)
-        for _, own in encoded:
-            settings.update(own)
-        return self._make(inputs, settings), rows
-
-    def alone(self) -> Any:
-        """A language model needs a prompt."""
-        raise no_input(self._method, f"{type(self._model._module).__name__} needs a prompt")
-
-
-class Generator(nn.Module):
-    """`model.generator`: its output is the generated ids, its `streamer`'s each new token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.streamer = Streamer()
-
-    def forward(self, ids: Any) -> Any:
-        """Give the ids on, for whoever reads `model.generator.output`."""
-        return ids
-
-
-class Streamer(nn.Module):
-    """`model.generator.streamer`: called with each step's new tokens, one per row."""
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Give the tokens on, for whoever reads `model.generator.streamer.output`."""
-        return tokens
-
-
-class Generation:
-    """A `generate` call that is still to be made."""
-
-    pending = False
-    args = ()
-
-    def __init__(
-        self, module: Any, generator: nn.Module, inputs: dict[str, Any], settings: dict[str, Any]
-    ) -> None:
-        self.module = module
-        self.generator = generator
-        self.kwargs = inputs
-        self.settings = settings
-        self.grad = bool(inputs.pop("grad", False) or settings.pop("grad", False))
-
-    def __call__(self, run: Pass) -> Any:
-        """Generate, and tell the pass when the last step is over."""
-        settings = {**self.kwargs, **self.settings}
-        beams = settings.get("num_beams") or self.module.generation_config.num_beams or 1
-        if beams == 1 and "streamer" not in settings:  # transformers streams no beam search
-            settings["streamer"] = _Stream(self.generator.streamer)
-        ids = self._generate_with_grad(settings) if self.grad else self.module.generate(**settings)
-        run.end_steps()
-        return self.generator(ids)
-
-    def _generate_with_grad(self, settings: dict[str, Any]) -> Any:
-        """Without the `no_grad` that transformers puts around `generate`."""
-        plain = getattr(self.module.generate, "__wrapped__", None)
-        if plain is None:
-            raise UsageError(
-                f"generate() of {type(self.module).__name__} cannot be run with grad=True.",
-                "gradients flow through transformers' own generate, without its no_grad; this "
-                "model has another one around it.",
-                "wrap the model inside: LanguageModel(model.get_base_model(), tokenizer=...).",
-            )
-        with torch.enable_grad():
-            return plain(self.module, **settings)
-
-
-class _Stream:
-    """What transformers calls a streamer: told the prompt first, then every new token."""
-
-    def __init__(self, streamer: Any) -> None:
-        self._streamer = streamer
-        self._prompt_seen = False
-
-    def put(self, tokens: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self._streamer(tokens)
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        pass
-
-
-def _has_setting(config: Any, name: str) -> bool:
-    """Whether a configuration has a value of that name; its methods are no settings."""
-    return hasattr(config, name) and not callable(getattr(config, name))
-
-
-def _ids(tensor: torch.Tensor) -> dict[str, Any]:
-    """Token ids as a batch: one row more where there is none."""
-    return {"input_ids": tensor.unsqueeze(0) if tensor.dim() == 1 else tensor}
+        return inputs.placed(batch, kinds.device_of(self._transformer))

@@ -34,6 +34,7 @@ from insitu.engine.cache.globs import chosen, folded, is_pattern, matching, reso
 from insitu.engine.cache.options import to_device
 from insitu.engine.cache.record import INPUTS, OUTPUT, STEP, Plan, Record
 from insitu.engine.cache.values import Ref, leaves, mapped
+from insitu.engine.opening import opened
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InsituError, MissingActivation, StepError, UsageError
 
@@ -109,6 +110,14 @@ class ActivationCache(Mapping[str, Any]):
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self)
+
+    def view(self, other: Any = None) -> Any:
+        """All tensors as a widget: numbers of each, heat maps, a search for NaN.
+
+        cache.view()                # in a notebook; elsewhere print(cache)
+        cache.view(other_cache)     # how far the two are apart
+        """
+        return opened("view", self, other=other)
 
     # All values together ---------------------------------------------------------------------
 

@@ -70,7 +70,9 @@ def forecast(
     recorder = Recorder(nodes, plan or Plan())
     hooks = _Hooks()
     try:
-        with torch.random.fork_rng(devices=[]), fake_tensors(root), torch.no_grad(), hooks:
+        fakes = fake_tensors(root)
+        with torch.random.fork_rng(devices=[]), fakes as fake, torch.no_grad(), hooks:
+            hooks.give_fakes(root, fake)
             recorder.listen(hooks)
             call()
     except Exception as error:
@@ -130,6 +132,14 @@ class _Hooks:
                 callback(args, kwargs)
 
         self._handles.append(node._module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def give_fakes(self, root: nn.Module, fake: Callable[[Any], Any]) -> None:
+        """Call the root with fakes of what it is given."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return fake((args, kwargs)) if threading.get_ident() == self._thread else None
+
+        self._handles.append(root.register_forward_pre_hook(hook, with_kwargs=True))
 
     def at_end(self, callback: Callable[[bool], None]) -> None:
         """A scan has no end to tell of: its values hold no numbers."""

@@ -10,10 +10,12 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from insitu.engine import paths
-from insitu.engine.arming import Stopping
+from insitu.engine.opaque import is_opaque
+from insitu.engine.stopping import Stopping
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UnknownModuleError, UsageError
 
@@ -67,6 +69,8 @@ def chosen(root: WrappedModule, wanted: Any = None) -> dict[str, WrappedModule]:
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """A module and all below it with their paths; one that stands in two places comes twice."""
     yield path, module
+    if is_opaque(module):
+        return
     for name, child in module._modules.items():
         if child is not None:
             yield from walk(child, f"{path}.{name}" if path else name)
@@ -74,6 +78,8 @@ def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 def runs(module: nn.Module) -> bool:
     """Whether a module has a forward; a list of modules has none."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
     if type(module).forward is not nn.Module.forward:
         return True
     own = module.__dict__.get("forward")
@@ -87,6 +93,8 @@ def _add_all(nodes: dict[str, WrappedModule], node: WrappedModule, path: str) ->
     module, known = node._module, node._children
     if runs(module):
         nodes[path] = node
+    if is_opaque(module):
+        return
     for name, child in module._modules.items():
         if child is None:
             continue

@@ -6,21 +6,18 @@ It goes to the bottom of what stands in the instance's `__dict__`, below the wra
 and of others, which are built anew around it; what was there comes back when the pass ends.
 """
 
-from functools import partial
 from types import FrameType
 from typing import Any
 
 from torch import nn
 
 from insitu.engine import checks, misses
+from insitu.engine.compiled import Slot
 from insitu.engine.order import INPUT
 from insitu.engine.reachable import frames, may_still_run, self_of
-from insitu.engine.source.chain import COMPILED, underneath
-from insitu.engine.source.site import AsWritten, Site
+from insitu.engine.source.site import Site
 from insitu.engine.switch import getcurrent
 from insitu.errors import SourceError, TraceError
-
-_COMPILED_CALL = "_compiled_call_impl"
 
 
 def arm(run: Any, operation: Any, kind: int) -> Any:
@@ -77,7 +74,6 @@ def _site(run: Any, operation: Any, source: Any) -> Site | None:
                 raise _replaced(owner)
         if _has_begun(run, operation):
             return None
-        _run_as_written(arming, owner)
         site = Site(arming, source._chain, operations, module)
         site.function(source._chain.function)  # compiled here, not while others wait to arm
         _put_in(arming, site, module)
@@ -86,6 +82,7 @@ def _site(run: Any, operation: Any, source: Any) -> Site | None:
         if outer is None:
             return None
         site = Site(arming, source._chain, operations, None)
+        site.stands_in = source._stands_in
         outer.inner[owner._named.index] = site
         outer.plain[owner._named.index] = False
     arming.sites[owner._module] = site
@@ -105,26 +102,7 @@ def _put_in(arming: Any, site: Site, module: nn.Module) -> None:
     if slot == "forward":
         arming.place(module.__dict__, lambda: site.over(module.forward))
     else:
-        arming.place(_Slot(module.__dict__, slot), lambda: site.over(module.__dict__[slot]))
-
-
-class _Slot(dict[str, Any]):
-    """An attribute of an instance other than `forward`, where a pass keeps what it puts in."""
-
-    def __init__(self, namespace: dict[str, Any], name: str) -> None:
-        super().__init__()
-        self._namespace = namespace
-        self._name = name
-        self._own = underneath(namespace[name])
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._namespace.get(self._name, default)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._namespace[self._name] = value
-
-    def __delitem__(self, key: str) -> None:
-        self._namespace[self._name] = self._own
+        arming.place(Slot(module.__dict__, slot), lambda: site.over(module.__dict__[slot]))
 
 
 def _has_begun(run: Any, operation: Any) -> bool:
@@ -155,39 +133,3 @@ def _begun(run: Any, operation: Any, kind: int) -> TraceError:
 def _parked(worker: Any) -> FrameType | None:
     """The innermost frame of a model that is parked."""
     return None if worker is None or worker is getcurrent() else worker.gr_frame
-
-
-def _run_as_written(arming: Any, owner: Any) -> None:
-    """Let this pass run a module, and those around it, as they were before `torch.compile`."""
-    node = owner
-    while node is not None:
-        module = node._module
-        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            raise SourceError(
-                f"the operations of {owner._path} cannot be reached: "
-                f"{node._path} runs copies of it on {len(module.device_ids)} devices.",
-                "DataParallel calls each copy in a thread of its own, where no pass can stop.",
-                "trace the module in it, or give it one device: DataParallel(net, device_ids=[0]).",
-            )
-        call_is_compiled = module.__dict__.get(_COMPILED_CALL) is not None
-        forward_is_compiled = hasattr(underneath(module.forward), COMPILED)
-        if (call_is_compiled or forward_is_compiled) and arming.started:
-            raise SourceError(
-                f"the operations of {owner._path} cannot be reached any more: "
-                f"{node._path} is compiled, and runs already.",
-                "what torch.compile runs has none of the forward's lines; a pass that is to stop "
-                "at operations runs the module uncompiled, from the beginning.",
-                f"ask for an operation of {owner._path} before anything else in the trace.",
-            )
-        if call_is_compiled:
-            arming.place(_Slot(module.__dict__, _COMPILED_CALL), lambda: None)
-        if forward_is_compiled and node is not owner:
-            arming.place(module.__dict__, partial(_as_written, arming, module))
-        node = node._parent
-
-
-def _as_written(arming: Any, module: nn.Module, forward: Any = None) -> Any:
-    forward = module.forward if forward is None else forward
-    if hasattr(forward, COMPILED):
-        return AsWritten((arming, module, forward))
-    return type(forward)((forward[0], forward[1], _as_written(arming, module, forward[2])))

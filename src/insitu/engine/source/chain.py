@@ -15,12 +15,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from insitu.engine.arming import Forward, Stopping
+from insitu.engine.compiled import COMPILED
 from insitu.engine.source.text import called
+from insitu.engine.stopping import Forward, Stopping, underneath
 from insitu.errors import SourceError
 
-COMPILED = "_torchdynamo_orig_callable"
-"""Where `torch.compile` keeps the function it was given."""
 _WRAPPERS_MAX = 32
 _WRAPPERS = (FunctionType, MethodType, functools.partial)
 
@@ -78,13 +77,6 @@ def of(module: nn.Module) -> Chain:
             if kept == underneath(before):
                 return Chain(kept, chain.function, chain.bound, slot)
     return chain
-
-
-def underneath(forward: Any) -> Any:
-    """A forward without what passes have put over it."""
-    while isinstance(forward, Stopping):
-        forward = forward[2]
-    return forward
 
 
 def follow(top: Any, name: str) -> Chain:

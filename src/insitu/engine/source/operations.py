@@ -12,12 +12,12 @@ that of the function, method or module it calls.
 """
 
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
 from insitu.engine import paths
-from insitu.engine.arming import Stopping
 from insitu.engine.blame import written
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.running import active, find
@@ -28,6 +28,7 @@ from insitu.engine.source.kept import plan_of
 from insitu.engine.source.names import CALL, Named
 from insitu.engine.source.resolve import Scope, UnknownError, arguments_known, value_of
 from insitu.engine.steps import next_call
+from insitu.engine.stopping import Stopping
 from insitu.errors import SourceError, TraceError, UnknownOperationError
 
 _SITES = ("output", "input", "inputs")
@@ -49,6 +50,7 @@ class Source:
         self._plan = plan_of(chain.function)
         self._known = known
         self._path = f"{owner._path}.source"
+        self._stands_in = False
         self._made: dict[int, Operation] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -269,6 +271,17 @@ def source_of(node: Any) -> Source:
     first = code.co_varnames[:1] if code.co_argcount and chain.bound is not None else ()
     found = Source(node, chain, dict.fromkeys(first, chain.bound))
     node.__dict__["_source"] = (mark, module, found)
+    return found
+
+
+def standing_in(operation: Operation, function: FunctionType) -> Source:
+    """The operations of a function that runs in place of what an operation calls.
+
+    It does so in each pass that asks for one of them, from there on.
+    """
+    apart = Operation(operation._in, operation._named)  # what it really calls keeps its own
+    found = Source(apart, follow(function, function.__qualname__), {})
+    found._stands_in = True
     return found
 
 

@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from insitu.engine.arming import Forward, Stopping
+from insitu.engine.compiled import out_of_graphs
 from insitu.engine.modes import swap
-from insitu.engine.source.chain import COMPILED, Chain, follow
+from insitu.engine.order import OUTPUT
+from insitu.engine.source.chain import Chain, follow
 from insitu.engine.source.kept import code_of
 from insitu.engine.source.names import CALL, Named
 from insitu.engine.source.rewrite import (
@@ -27,6 +28,7 @@ from insitu.engine.source.rewrite import (
     instance,
     without_us,
 )  # fmt: skip
+from insitu.engine.stopping import Forward, Stopping
 from insitu.engine.switch import Exit, getcurrent
 from insitu.errors import SourceError
 
@@ -56,7 +58,7 @@ class Site:
 
     __slots__ = (
         "armed", "both", "called_instead", "chain", "entered", "inner", "made", "module", "plain",
-        "run", "seen", "way",
+        "run", "seen", "stands_in", "way",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +75,8 @@ class Site:
         self.seen = [0] * len(operations)
         """One more than the requests the block had made when an operation ran last; else 0."""
         self.entered = False
+        self.stands_in = False
+        """It runs whatever function was to be called, and not for its own alone."""
         self.called_instead = ""
         self.made: tuple[FunctionType, FunctionType] | None = None
         self.way: Forward | None = None
@@ -131,6 +135,9 @@ class Site:
 
     def instead_of(self, callee: Any) -> Any:
         """For a callee that is the function shown, one that stops at its operations."""
+        if self.stands_in:
+            self.entered = True
+            return self.function(self.chain.function)
         try:
             chain = follow(callee, "")
         except SourceError:
@@ -158,6 +165,7 @@ class Rewritten(Stopping):
 
     __slots__ = ()
 
+    @out_of_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the rewritten forward in its own pass, the one it stands for elsewhere."""
         site, _, forward = self
@@ -167,24 +175,12 @@ class Rewritten(Stopping):
         return site.way(*args, **kwargs)
 
 
-class AsWritten(Stopping):
-    """Runs what `torch.compile` was given, in the pass that asked for one of its operations."""
-
-    __slots__ = ()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the forward uncompiled in this pass, compiled elsewhere."""
-        run, _, forward = self
-        if getcurrent() is run.worker:
-            forward = getattr(forward, COMPILED)
-        return forward(*args, **kwargs)
-
-
 class Called(tuple[Site, int, Any]):
     """Stands in for a callee, for one call: `(site, index, callee)`."""
 
     __slots__ = ()
 
+    @out_of_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it, and stop at either side if that is wanted."""
         site, index, callee = self
@@ -231,7 +227,8 @@ class Called(tuple[Site, int, Any]):
                 callee = site.inner[index].instead_of(callee)
             output = callee(*args, **kwargs)
         site.seen[index] = len(run.trail) + 1
-        if run.want_any and run.want_output is not operation:
+        halts = run.halts is not None and run.halts(operation, OUTPUT)
+        if run.want_any and run.want_output is not operation and not halts:
             return output  # on its way from module to module, a pass does not stop at operations
         return run.leave(operation, args, kwargs, output)
 

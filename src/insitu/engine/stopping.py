@@ -1,0 +1,37 @@
+"""What stands in a module's `forward` while a pass can stop there. Abstract; see `arming`.
+
+module.__dict__["forward"] = Stopping((run, module, module.forward))
+underneath(module.forward)      # the forward it stands for, below those of all passes
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Forward = Callable[..., Any]
+
+
+class Stopping(tuple[Any, nn.Module, Forward]):
+    """Stands in for a module's forward: `(run, module, forward)`. Abstract.
+
+    A tuple, because making one is what arming a module costs.
+    """
+
+    __slots__ = ()
+
+    @property
+    def __wrapped__(self) -> Forward:
+        """What it stands for, so that `inspect.signature` still tells the truth."""
+        return self[2]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Called in the forward's place."""
+        raise NotImplementedError
+
+
+def underneath(forward: Any) -> Any:
+    """A forward without what passes have put over it."""
+    while isinstance(forward, Stopping):
+        forward = forward[2]
+    return forward

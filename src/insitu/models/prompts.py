@@ -1,0 +1,79 @@
+"""A call whose prompts the trace's invokes bring.
+
+with model.trace(output_attentions=True) as tracer:     # settings, and no prompt yet
+    with tracer.invoke("The Eiffel Tower is in"): …
+    with tracer.invoke("Hello", add_special_tokens=False): …
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from insitu.engine.batch import Call, Rows
+from insitu.errors import InputError
+from insitu.models.base import no_input
+from insitu.models.inputs import Given
+from insitu.models.padding import Batch
+
+Make = Callable[[Batch, dict[str, Any]], Any]
+"""Makes a call of inputs and settings."""
+
+
+class Encodes(Protocol):
+    """What a model does with prompts before it runs."""
+
+    _module: Any
+
+    def _told_apart(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], generates: bool
+    ) -> Given: ...
+
+    def _inputs(self, method: str, given: Given) -> Batch: ...
+
+    def _joined(self, batches: list[Batch]) -> tuple[Batch, tuple[Rows, ...]]: ...
+
+
+class PromptsToCome:
+    """A call whose prompts the trace's invokes bring; its settings are given already."""
+
+    pending = True
+
+    def __init__(self, model: Encodes, method: str, given: Given, make: Make) -> None:
+        self._model = model
+        self._method = method
+        self._given = given
+        self._make = make
+
+    def join(self, calls: list[Call]) -> tuple[Any, tuple[Rows, ...]]:
+        """One call made of several, and whose rows are where."""
+        batches, settings = [], dict(self._given.settings)
+        generates = self._method == "generate"
+        said: dict[str, Any] = {}
+        for number, (args, kwargs) in enumerate(calls, 1):
+            given = self._model._told_apart(
+                "invoke", args, {**self._given.encoding, **kwargs}, generates
+            )
+            if not given.is_prompted:
+                raise no_input("invoke", "it was given settings alone")
+            for name, value in given.settings.items():
+                if name in said and not _same(said[name], value):
+                    raise _unlike(number, name, said[name], value)
+            said.update(given.settings)
+            batches.append({**self._given.inputs, **self._model._inputs("invoke", given)})
+        inputs, rows = self._model._joined(batches)
+        return self._make(inputs, {**settings, **said}), rows
+
+    def alone(self) -> Any:
+        """A language model needs a prompt."""
+        raise no_input(self._method, f"{type(self._model._module).__name__} needs a prompt")
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or bool(one == other)
+
+
+def _unlike(number: int, name: str, one: Any, other: Any) -> InputError:
+    return InputError(
+        f"invoke {number} was given {name}={other!r:.40}, and one before it {one!r:.40}.",
+        "the prompts of a trace run in one pass, and it has one such setting.",
+        f"give all invokes the same {name}, or trace them one by one.",
+    )
