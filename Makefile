@@ -8,7 +8,7 @@ ACCEPTANCE := ../shared/acceptance
 BUNDLE := src/insitu/widgets/bundles/module_tree.js
 NODE := labextension/node_modules/.package-lock.json
 
-.PHONY: demo lab test test-all coverage check fix families bench size picture widgets clean
+.PHONY: demo lab test browser test-all coverage check fix families bench size picture widgets clean
 
 # Run the main job on the demo model: print what it found, write demo.html.
 demo: $(VENV)/lab
@@ -20,13 +20,17 @@ lab: $(VENV)/lab
 
 # The specification, the notebooks, and the acceptance suite where it is there.
 test: $(VENV)/dev $(BUNDLE)
-	cd labextension && npm test --silent
+	$(NPM) test --silent
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -W default notebooks
 	@if [ -d $(ACCEPTANCE) ]; then \
 	  ACCEPTANCE_XFAIL=tests/acceptance_xfail.txt \
 	  $(BIN)/python -m pytest -W default --rootdir=$(ACCEPTANCE) -p no:cacheprovider -q $(ACCEPTANCE); \
 	fi
+
+# Every widget and the quickstart in a real JupyterLab, in Debian's chromium.
+browser: $(VENV)/dev $(BUNDLE)
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not network" tests/browser
 
 # Everything, the slow stress, soak and browser tests too.
 test-all: test
@@ -45,7 +49,7 @@ check: $(VENV)/dev $(BUNDLE)
 	$(BIN)/python tools/size.py --check
 	$(BIN)/python tools/operations.py --check
 	$(BIN)/python tools/families.py --check
-	cd labextension && npm run check --silent
+	$(NPM) run check --silent
 
 fix: $(VENV)/dev
 	$(BIN)/ruff format .
@@ -68,12 +72,15 @@ bench: .venv-bench/done
 widgets: $(BUNDLE)
 
 $(BUNDLE): $(NODE) $(shell find labextension/src -name '*.ts')
-	cd labextension && npm run build --silent
+	$(NPM) run build --silent
 	@touch $@
 
 $(NODE): labextension/package-lock.json
-	cd labextension && npm ci --ignore-scripts --silent
-	@touch $@
+	$(NPM) ci --ignore-scripts --silent
+	@mkdir -p $(@D) && touch $@
+
+# On a machine without node the installed bundles are used as they are.
+NPM := $(if $(shell command -v npm),npm --prefix labextension,@echo no npm here, left out: npm)
 
 INSTALL = $(PYTHON) -m venv $(1) && $(1)/bin/pip install --disable-pip-version-check -q -c constraints.txt
 

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
+
+import pytest
 
 import insitu
 
@@ -99,3 +102,16 @@ def test_the_version_is_a_version():
 def test_the_docstring_shows_a_program():
     assert "with model.trace(" in insitu.__doc__
     assert (Path(insitu.__file__).parent / "errors.py").is_file()
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_every_bundle_and_every_model_that_ships(tmp_path):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, root]
+    subprocess.run(command, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for front_end in (root / "labextension" / "src" / "widgets").glob("*.ts"):
+        assert f"insitu/widgets/bundles/{front_end.stem}.js" in names
+    for weights in (root / "src").rglob("*.safetensors"):
+        assert str(weights.relative_to(root / "src")) in names
