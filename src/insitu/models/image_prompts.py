@@ -57,7 +57,7 @@ def as_text(chat: list[Any], processor: Any, settings: Mapping[str, Any]) -> tup
     plain = [{**message, "content": _plain(message["content"], images)} for message in chat]
     how = {"add_generation_prompt": chat[-1]["role"] != "assistant"}
     how.update({name: value for name, value in settings.items() if name in FOR_CHAT})
-    how.update(how.pop("chat_template_kwargs", None) or {})  # type: ignore[call-overload]
+    how.update(how.pop("chat_template_kwargs", None) or {})
     how["chat_template"] = template
     text: str = processor.apply_chat_template(plain, tokenize=False, **how)
     return text, images

@@ -147,7 +147,8 @@ def about(module: Any) -> About:
 
 
 def _fitting(split: Split, tensor: torch.Tensor) -> Split:
-    total = next(iter(split.values())).total
+    first = next(iter(split.values()))
+    total = (first if isinstance(first, Rows) else first[0]).total
     return split if tensor.shape[0] == total else {}
 
 
