@@ -9,7 +9,7 @@ A name stands in the row of its line; where a line has several, they follow as o
 from collections.abc import Iterable
 from html import escape
 
-from insitu.engine.source.listing import Row, marked, rows
+from insitu.engine.source.listing import Row, marked, place, rows
 from insitu.engine.source.operations import Operation, Source
 from insitu.twins import style
 
@@ -29,7 +29,7 @@ line-height:1.45}
 def source_html(source: Source) -> str:
     """The whole function, each line with the names of its operations."""
     definition = source._plan.definition
-    where = f"{definition.file}:{definition.first}"
+    where = place(definition.file, definition.first)
     head = (
         f'<div class="head"><b>{escape(source._path)}</b> '
         f"<span>{escape(source._chain.function.__qualname__)}</span> "

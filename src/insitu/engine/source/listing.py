@@ -8,8 +8,18 @@ Line numbers are the file's, as in tracebacks.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from insitu.engine.source.names import Named, Plan
+
+
+def place(file: str, line: int) -> str:
+    """A line of a file, named from its package on: `torch/nn/modules/linear.py:130`."""
+    parts = Path(file).parts
+    for folder in ("site-packages", "dist-packages"):
+        if folder in parts:
+            return f"{Path(*parts[parts.index(folder) + 1 :]).as_posix()}:{line}"
+    return f"{file}:{line}"
 
 
 @dataclass(frozen=True)

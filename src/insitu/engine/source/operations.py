@@ -99,7 +99,8 @@ class Source:
 
     def __repr__(self) -> str:
         definition = self._plan.definition
-        head = f"{self._path}: {self._chain.function.__qualname__}, {definition.file}"
+        where = listing.place(definition.file, definition.first)
+        head = f"{self._path}: {self._chain.function.__qualname__}, {where}"
         return listing.text(head, self._plan)
 
 
