@@ -158,7 +158,7 @@ def test_the_listing_shows_the_text_with_names_and_the_files_line_numbers():
     net = NNsight(Small())
     first = Small.forward.__wrapped__.__code__.co_firstlineno
     shown = repr(net.source).splitlines()
-    assert shown[0] == f"model.source: Small.forward, {__file__}"
+    assert shown[0] == f"model.source: Small.forward, {__file__}:{first}"
     assert shown[1] == f"              {first}  @torch.no_grad()"
     assert f"assign_h_0 -> {first + 6}      h = self.act(x).neg() * 2" in shown
     assert "self_act_0 ->   +" in shown
