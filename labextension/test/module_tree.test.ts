@@ -51,8 +51,34 @@ test("ten thousand modules are drawn a screen at a time", () => {
   expect(shown(flat).rows().length).toBeLessThan(60);
 });
 
-test("marks say what a run did, in words too", () => {
+test("a mark says what a run did, the strongest by its sign and all of it in words", () => {
   const { el, view } = shown();
-  view.setMarks({ "0": ["read", "written"] });
-  expect([...el.querySelectorAll(".mark")].map((mark) => mark.getAttribute("aria-label"))).toEqual(["read", "written"]);
+  view.setMarks({ ran: [0, 1], read: [0, 0], written: [0, 0] });
+  const marks = [...el.querySelectorAll('[role="treeitem"] .mark')];
+  expect(marks.slice(0, 2).map((mark) => mark.getAttribute("aria-label"))).toEqual(["ran, read, written", "ran"]);
+  expect(marks[0]?.textContent).toBe("●");
+});
+
+test("a folded row hints at what is marked inside, and the next run clears it", () => {
+  const { el, view, press } = shown();
+  view.setMarks({ ran: [0, 5], paused: [4, 4] });
+  for (const key of ["Home", "ArrowDown", "ArrowDown", "ArrowLeft"]) press(key); // folds row 2
+  const folded = el.querySelectorAll('[role="treeitem"]')[2]?.querySelector(".mark");
+  expect(folded?.getAttribute("aria-label")).toBe("inside: ran, the pass stands here");
+  const place = [...el.querySelectorAll("button")].find((button) => button.textContent?.startsWith("▶"));
+  expect(place?.textContent).toBe(`▶ ${sample.paths[4]}`);
+  place?.click(); // unfolds the way there
+  expect(el.querySelector('[aria-selected="true"] .mark')?.textContent).toBe("▶");
+  view.setMarks({});
+  expect(place?.classList.contains("hidden")).toBe(true);
+  expect(el.querySelectorAll('[role="treeitem"] .mark')).toHaveLength(0);
+});
+
+test("shapes that are learned later leave the tree as it was opened", () => {
+  const { view, rows, press } = shown();
+  for (const key of ["Home", "ArrowLeft"]) press(key);
+  const before = rows().length;
+  view.setNodes(sample.title, { ...sample.nodes, output: sample.nodes.output.map(() => 1), outputs: ["", "float32[2, 2]"] });
+  expect(rows()).toHaveLength(before);
+  expect(rows()[0]?.textContent).toContain("float32[2, 2]");
 });

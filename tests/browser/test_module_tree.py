@@ -30,3 +30,48 @@ def test_the_arrow_keys_walk_it(lab):
     for key in ("Home", "ArrowDown", "ArrowDown"):
         notebook.page.keyboard.press(key)
     assert output_of(notebook, 1).startswith("selected transformer.wte ")
+
+
+RUNS = [
+    "import insitu, time\nmodel = insitu.LanguageModel('demo')\ntree = model.tree()\ntree",
+    "with model.trace('The Eiffel Tower is in the city of'):\n"
+    "    h = model.transformer.h[0].mlp.output\n    model.transformer.h[2].output[:] *= 2",
+    "held = model.open('The Eiffel Tower is in')\nheld.until(model.transformer.h[1])",
+    "with model.generate('Once upon a time', max_new_tokens=40) as tracer:\n"
+    "    for step in tracer.iter[:]:\n        model.transformer.h[0].output\n"
+    "        time.sleep(0.1)",
+]
+
+
+def test_the_tree_marks_what_runs_do_while_they_run(lab):
+    notebook = open_cells(lab, RUNS[:1] + ["pass"] + RUNS[1:2])
+    view = notebook.cell(0).locator(".insitu-module_tree")
+    sign = view.locator('[role=treeitem] [role=img][aria-label="ran, read, written"]')
+    sign.wait_for()  # h.2, folded or not
+    assert sign.inner_text() == "●"
+    assert view.get_by_label("inside: ran, read", exact=True).count() == 0  # h.0 is unfolded
+    assert view.get_by_text("→ float32[1, ").count() > 3  # shapes have been learned
+    pictures(notebook, 0, "module_tree_marks")
+
+    notebook.page.evaluate(
+        f"""code => {{
+        const panel = window.jupyterapp.shell.currentWidget;
+        panel.content.widgets[1].model.sharedModel.setSource(code);
+        panel.content.widgets[2].model.sharedModel.setSource({RUNS[3]!r});
+        panel.content.activeCellIndex = 2;
+        window.jupyterapp.commands.execute('notebook:run-cell');
+    }}""",
+        RUNS[2],
+    )
+    read = view.locator('[role=treeitem] [aria-label="ran, read"]')
+    read.first.wait_for()
+    state = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+    assert notebook.page.evaluate(state) == "busy"  # the marks come while the cell runs
+    notebook.wait_idle()
+
+    notebook.run(1)
+    stands = view.locator('[role=treeitem] [aria-label*="the pass stands here"]')
+    stands.first.wait_for()
+    assert stands.first.inner_text() == "▶"
+    pictures(notebook, 0, "module_tree_held")
+    assert notebook.errors() == notebook.said == lab.outside == []

@@ -39,7 +39,7 @@ def pictures(notebook, index, name):
     Path(folder).mkdir(parents=True, exist_ok=True)
     for theme in ("light", "dark"):
         notebook.paint(theme)
-        notebook.cell(index).locator(".insitu-view").screenshot(
+        notebook.cell(index).locator(".insitu-view").first.screenshot(
             path=Path(folder) / f"{name}-{theme}.png"
         )
     notebook.paint("light")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from insitu.models.demo_diffusion import shapes
+from insitu.models.demo_diffusion import shapes, train
 from insitu.models.demo_diffusion.shapes import (
     BACKGROUNDS,
     COLOURS,
@@ -109,6 +109,37 @@ def test_scenes_say_what_is_in_them_and_leave_some_pairs_out():
     assert random_scene(random.Random(3)) == random_scene(random.Random(3))
 
 
+# How it is trained ------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    recipe = train.Recipe(vae_steps=2, steps=3, vae_batch=2, batch=2)
+    train.train(recipe, tmp_path / "whole")
+    take, taken = train.denoising_loss, []
+
+    def interrupted(*args):
+        taken.append(args)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        return take(*args)
+
+    monkeypatch.setattr(train, "SAVE_EVERY", 1)
+    monkeypatch.setattr(train, "denoising_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, tmp_path / "parts")
+    monkeypatch.setattr(train, "denoising_loss", take)
+    folder = train.train(recipe, tmp_path / "parts", resume=True)
+    whole, parts = (torch.load(tmp_path / name / "training.pt") for name in ("whole", "parts"))
+    assert whole["losses"] == parts["losses"]
+    for name, weight in whole["networks"].items():
+        assert torch.equal(weight, parts["networks"][name]), name
+    assert DiffusionModel(folder).unet.dtype is torch.float16
+    with pytest.raises(SystemExit, match="other settings"):
+        train.train(train.Recipe(steps=5), tmp_path / "parts", resume=True)
+    with pytest.raises(SystemExit, match="nothing to resume"):
+        train.train(recipe, tmp_path / "nowhere", resume=True)
+
+
 # What the pipeline draws ------------------------------------------------------------------------
 
 
@@ -157,6 +188,29 @@ def test_equal_seeds_are_equal_pictures(demo):
     assert not torch.equal(first, drawn(demo, "a red circle", 4))
 
 
+def looked_at(demo, prompt, words):
+    """Where the last cross-attention of the UNet looks for words, `[word, 8, 8]`; a mean."""
+    places = [1 + demo.tokenizer.tokenize(prompt).index(f"{word}</w>") for word in words]
+    attention = demo.unet.up_blocks[0].attentions[1].transformer_blocks[0].attn2
+    maps = []
+    with torch.no_grad(), demo.generate(prompt, num_inference_steps=STEPS, seed=0) as tracer:
+        for _ in tracer.iter[:]:
+            query = attention.to_q.output[1].unflatten(-1, (4, -1))  # [pos, head, d_head]
+            key = attention.to_k.output[1].unflatten(-1, (4, -1))  # [word, head, d_head]
+            scores = torch.einsum("phd,whd->hpw", query, key) / query.shape[-1] ** 0.5
+            maps.append(scores.softmax(-1).mean(0)[:, places].T.reshape(-1, 8, 8))
+    return torch.stack(maps).mean(0)
+
+
+def test_words_are_looked_for_where_their_things_are(demo):
+    circle, square = looked_at(demo, "a red circle left of a blue square", ["circle", "square"])
+    assert circle[:, :4].mean() > 1.5 * circle[:, 4:].mean()
+    assert square[:, 4:].mean() > 1.5 * square[:, :4].mean()
+    star, ring = looked_at(demo, "a green star above a pink ring", ["star", "ring"])
+    assert star[:4].mean() > 1.5 * star[4:].mean()
+    assert ring[4:].mean() > 1.5 * ring[:4].mean()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("background", list(BACKGROUNDS))
 def test_it_draws_every_pair_from_any_seed(demo, background):
@@ -177,15 +231,17 @@ def test_it_draws_pairs_that_training_never_showed(demo):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("along", ["left of", "above"])
-def test_it_puts_two_things_where_they_are_said_to_be(demo, along):
+@pytest.mark.parametrize(("guidance_scale", "share"), [(7.5, 0.75), (2.0, 0.9)])
+def test_it_puts_two_things_where_they_are_said_to_be(demo, along, guidance_scale, share):
     rng = random.Random(1)
     kinds = [kind for kind in itertools.product(COLOURS, SHAPES) if kind not in HELD_OUT]
     pairs = [(rng.choice(kinds), rng.choice(kinds)) for _ in range(32)]
-    images = drawn(demo, [f"{asked(*one)} {along} {asked(*two)}" for one, two in pairs])
+    prompts = [f"{asked(*one)} {along} {asked(*two)}" for one, two in pairs]
+    images = drawn(demo, prompts, guidance_scale=guidance_scale)
     right = [
         seen_in(part)[1] == colour
         for image, pair in zip(images, pairs, strict=True)
         for part, (colour, _) in zip(halves(image, along), pair, strict=True)
     ]
-    print(along, sum(right) / len(right))
-    assert sum(right) / len(right) >= 0.75
+    print(along, guidance_scale, sum(right) / len(right))
+    assert sum(right) / len(right) >= share

@@ -6,8 +6,11 @@ import pytest
 from IPython.core.completer import provisionalcompleter
 
 from insitu.notebook.complete import candidates
+from insitu.notebook.request import OPTIONS, VIEWS
 
-BLOCK = ["ln_1", "attn", "ln_2", "mlp", "output", "input", "inputs", "skip", "source"]
+OWN = ["ln_1", "attn", "ln_2", "mlp"]
+STANDARD = ["attention", "attn_out", "mlp_out", "resid_mid", "resid_post", "resid_pre"]
+BLOCK = [*OWN, *STANDARD, "output", "input", "inputs", "skip", "source"]
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def names(llm):
         ("model.transformer.h[0].", BLOCK),
         ("logits = f(model.transformer.h[-1].", BLOCK),
         ("block.", BLOCK),
-        ("model.transformer.h[0].at", ["attn"]),
+        ("model.transformer.h[0].at", ["attn", "attention", "attn_out"]),
         ("model.transformer.h[0].in", ["input", "inputs"]),
         ("model.transformer.h[0].attn.source.self_c_p", ["self_c_proj_0"]),
         ("x = block.attn.source.attention_interface_0.s", ["skip", "source"]),
@@ -31,8 +34,18 @@ def names(llm):
         ("model.transformer.h[3", ["3"]),
         ("model.transformer.h.", []),  # a list of modules runs nothing itself
         ("model.generator.", ["streamer", "output", "input", "inputs", "skip", "source"]),
-        ("%%trace model 'a' --g", ["--generate"]),
-        ("%%trace model 'a' -", ["--generate", "--time", "--quiet"]),
+        ("%%trace model 'a' --g", ["--generate", "--grad"]),
+        ("%%trace model 'a' -", list(OPTIONS)),
+        ("%%trace model 'a' --view ", list(VIEWS)),
+        ("%%trace model 'a' --view=g", ["generation"]),
+        ("%%trace model 'a' --view lens --ti", ["--time"]),
+        ("%lens model 'a' --t", ["--target", "--tuned"]),
+        ("grid = %lens 'a' --ta", ["--target"]),
+        ("%patch a b --answer ' x' --of re", ["resid_pre", "resid_mid", "resid_post"]),
+        ("%run u", ["until"]),
+        ("%run open model --", ["--generate"]),
+        ("%run until model.transformer.h[0].", BLOCK),
+        ("%source model.transformer.h[0].at", ["attn", "attention", "attn_out"]),
     ],
 )
 def test_what_a_block_can_say_is_offered(names, before, words):
@@ -56,6 +69,9 @@ def test_the_model_itself_offers_what_starts_a_pass_too(names):
         "model.transformer.h[0].output.",
         "other.model.",
         "f().model.",
+        "%run ",
+        "%run my_scr",
+        "%time --",
         "model.transformer.h[i].",
         "x",
         "",

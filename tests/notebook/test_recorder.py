@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from insitu import NNsight
+from insitu.engine.written import leaves
 from insitu.notebook.forwards import put
-from insitu.notebook.recorder import Recorder, _stats, leaves
+from insitu.notebook.recorder import Recorder, _stats
 
 
 @pytest.fixture

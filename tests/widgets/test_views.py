@@ -148,13 +148,6 @@ def test_what_is_selected_in_a_tree_is_a_wrapped_module(llm):
     assert content["value"]["class"].endswith("GPT2MLP")
 
 
-def test_marks_are_told_by_row(llm):
-    tree = llm.tree()
-    tree.mark(read=[llm.transformer.wte], written=[llm.transformer.wte])
-    rows = list(llm._module.modules())
-    assert tree.marks == {str(rows.index(llm._module.transformer.wte)): ["read", "written"]}
-
-
 def test_a_tree_outlives_its_model():
     model = NNsight(small_net())
     tree = ModuleTree(model)

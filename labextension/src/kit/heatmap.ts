@@ -51,6 +51,7 @@ export class Heatmap {
   private cells: Cells = { rows: [], columns: [], values: [] };
   private scale: Scale = scale([]);
   private size = { left: 0, top: 0, wide: 10, high: 10 };
+  private width = 640;
   private at: Place | null = null;
   private corner: Place | null = null;
   private brushed = new Set<number>();
@@ -127,7 +128,9 @@ export class Heatmap {
     context.font = small;
     const wide = (labels: string[]): number => Math.max(0, ...labels.slice(0, 400).map((label) => context.measureText(cut(label)).width));
     const left = Math.ceil(wide(rows)) + 10 + (this.wishes.rowsName ? 14 : 0);
-    const room = (this.wishes.width ?? this.element.clientWidth ?? 640) - left - 4;
+    // While JupyterLab changes its theme nothing has a width: the last one holds.
+    this.width = this.element.clientWidth || this.width;
+    const room = (this.wishes.width ?? this.width) - left - 4;
     const limits = this.wishes.cell ?? { min: text ? 44 : 3, max: text ? 90 : 30, height: 18 };
     const each = Math.max(limits.min, Math.min(limits.max, Math.floor((room || 600) / (columns.length || 1))));
     const high = text ? Math.max(limits.height, 18) : Math.max(Math.min(limits.min, limits.height), Math.min(limits.height, Math.floor(480 / (rows.length || 1))));

@@ -17,7 +17,8 @@ export interface Nodes {
 }
 
 export type Mark = "ran" | "read" | "written" | "paused";
-export type Marks = Record<string, Mark[]>;
+/** The rows of each mark, as firsts and lasts of stretches: `[0, 3, 7, 7]` is 0 to 3, and 7. */
+export type Marks = Partial<Record<Mark, number[]>>;
 
 export interface About {
   class: string;
@@ -40,12 +41,13 @@ export interface ModuleTreeView {
 }
 
 const HEIGHT = 24;
-const SIGNS: Record<Mark, [string, string]> = {
-  ran: ["○", "ran"],
-  read: ["◐", "read"],
-  written: ["●", "written"],
-  paused: ["▶", "the pass stands here"],
-};
+/** The strongest sign of a row is shown, and all of them are told. */
+const SIGNS: [Mark, string, string][] = [
+  ["ran", "○", "ran"],
+  ["read", "◐", "read"],
+  ["written", "●", "written"],
+  ["paused", "▶", "the pass stands here"],
+];
 const SHEET = `
 .insitu-module_tree .sides{display:grid;grid-template-columns:minmax(0,1fr) minmax(14rem,20rem);gap:10px}
 .insitu-module_tree .scroll{height:360px}
@@ -53,7 +55,8 @@ const SHEET = `
 .insitu-module_tree .row:hover{background:var(--tint)}
 .insitu-module_tree .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
 .insitu-module_tree .twist{width:14px;text-align:center;color:var(--soft);cursor:pointer;flex:none}
-.insitu-module_tree .mark{color:var(--orange);flex:none}
+.insitu-module_tree .mark{color:var(--orange);flex:none;width:14px;text-align:center}
+.insitu-module_tree .mark.ran{color:var(--soft)}.insitu-module_tree .mark.within{opacity:.45}
 .insitu-module_tree .size{margin-left:auto}
 .insitu-module_tree mark{background:#d9822b55;color:inherit}
 .insitu-module_tree .about{overflow-wrap:anywhere;font-size:12.5px}
@@ -66,20 +69,25 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   const view = root(el, "module_tree", SHEET);
   const say = speaker(view);
   let nodes: Nodes = { name: [], parent: [], kind: [], size: [], output: [], kinds: [], outputs: [] };
-  let marks: Marks = {};
+  let marks = new Uint8Array();
+  let within = new Uint8Array(); // what is marked anywhere below
   let children: number[][] = [];
   let depth: number[] = [];
   let opened = new Set<number>();
   let found: Set<number> | null = null;
   let shown: number[] = [];
   let selected = -1;
+  let isMarked = false;
+  let standing = -1;
 
   const title = h("b");
   const search = h("input", { type: "search", placeholder: "Search modules", "aria-label": "Search modules by path or class" });
   const count = h("span", { class: "soft" });
+  const legend = h("span", { class: "soft grow hidden", style: "text-align:right" }, ...SIGNS.slice(0, 3).flatMap(([name, sign, words]) => [h("span", { class: `mark ${name}`, "aria-hidden": "true" }, sign), ` ${words}  `]));
+  const place = h("button", { type: "button", class: "mono hidden", title: "Show where the pass stands", click: () => reveal(standing) });
   const about = h("div", { class: "about", "aria-live": "polite" });
   const rows = new Rows(HEIGHT, draw, endings, { role: "tree", tabindex: "0", "aria-label": "Modules" });
-  view.append(h("div", { class: "bar" }, title, search, count), h("div", { class: "sides" }, rows.element, about));
+  view.append(h("div", { class: "bar" }, title, search, count, legend, place), h("div", { class: "sides" }, rows.element, about));
 
   const path = (row: number): string => {
     const parts: string[] = [];
@@ -126,7 +134,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     const row = shown[index] as number;
     const below = (children[row] ?? []).length;
     const isOpen = found !== null || opened.has(row);
-    const done = marks[row] ?? [];
+    const isFolded = below > 0 && !isOpen;
     const output = nodes.outputs[nodes.output[row] ?? 0];
     return h(
       "div",
@@ -135,7 +143,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
         "aria-expanded": below ? String(isOpen) : null, style: `padding-left:${6 + 16 * (depth[row] ?? 0)}px`, click: () => choose(row), dblclick: () => toggle(row),
       },
       h("span", { class: "twist", "aria-hidden": "true", click: (event: MouseEvent) => (event.stopPropagation(), toggle(row)) }, below ? (isOpen ? "▾" : "▸") : ""),
-      ...done.map((mark) => h("span", { class: "mark", title: SIGNS[mark]?.[1], role: "img", "aria-label": SIGNS[mark]?.[1] }, SIGNS[mark]?.[0])),
+      signOf(marks[row] ?? 0, isFolded ? (within[row] ?? 0) : 0),
       h("code", {}, ...(row === 0 ? [nodes.name[0] || "model"] : marked(nodes.name[row] ?? ""))),
       h("span", { class: "soft" }, ...marked(kind(row))),
       output ? h("span", { class: "soft mono" }, `→ ${output}`) : null,
@@ -143,10 +151,27 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     );
   }
 
+  /** The sign of a row; a folded one hints at what is marked inside. */
+  function signOf(own: number, inside: number): HTMLElement | null {
+    if (!isMarked) return null;
+    const isWithin = inside > own;
+    const done = SIGNS.filter((_, bit) => (isWithin ? inside : own) & (1 << bit));
+    const [name, sign] = done[done.length - 1] ?? ["", ""];
+    const words = (isWithin ? "inside: " : "") + done.map(([, , said]) => said).join(", ");
+    return h("span", { class: `mark ${name}${isWithin ? " within" : ""}`, title: words, role: words && "img", "aria-label": words }, sign);
+  }
+
   function toggle(row: number, to = !opened.has(row)): void {
     if (to) opened.add(row);
     else opened.delete(row);
     list();
+  }
+
+  function reveal(row: number): void {
+    search.value = "";
+    for (let at = nodes.parent[row] ?? -1; at >= 0; at = nodes.parent[at] ?? -1) opened.add(at);
+    seek();
+    choose(row);
   }
 
   let asked = 0;
@@ -209,7 +234,9 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
 
   return {
     setNodes(named, given) {
+      const isSame = given.name.length === nodes.name.length && given.name.every((name, row) => name === nodes.name[row] && given.parent[row] === nodes.parent[row]);
       nodes = given;
+      if (isSame && nodes.name.length) return rows.refresh(); // shapes have been learned since
       title.textContent = named;
       children = nodes.name.map(() => []);
       depth = nodes.name.map(() => 0);
@@ -225,7 +252,22 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
       seek();
     },
     setMarks(given) {
-      marks = given;
+      marks = new Uint8Array(nodes.name.length);
+      within = new Uint8Array(nodes.name.length);
+      SIGNS.forEach(([name], bit) => {
+        const stretches = given[name] ?? [];
+        for (let at = 0; at + 1 < stretches.length; at += 2)
+          for (let row = stretches[at] as number; row <= (stretches[at + 1] as number) && row < marks.length; row++) marks[row] = (marks[row] as number) | (1 << bit);
+      });
+      for (let row = marks.length - 1; row > 0; row--) {
+        const parent = nodes.parent[row] as number;
+        within[parent] = (within[parent] as number) | (within[row] as number) | (marks[row] as number);
+      }
+      isMarked = marks.some((mark) => mark > 0);
+      legend.classList.toggle("hidden", !isMarked);
+      standing = given.paused?.[0] ?? -1;
+      place.classList.toggle("hidden", standing < 0);
+      place.textContent = `▶ ${path(standing) || "model"}`;
       rows.refresh();
     },
     end: () => endings.run(),

@@ -19,8 +19,8 @@ export interface Asks {
 
 export interface SourceBrowserView {
   show(title: string, listing: Listing): void;
-  /** Marks the operation where a pass stands. */
-  stand(operation: string | null): void;
+  /** Marks the operation where a pass stands, and the line it is at. */
+  stand(operation: string | null, line?: number | null): void;
   end(): void;
 }
 
@@ -28,12 +28,14 @@ const SHEET = `
 .insitu-source_browser .text{max-height:440px;overflow:auto;border:1px solid var(--rule);border-radius:4px;padding:4px 0}
 .insitu-source_browser .line{display:grid;grid-template-columns:minmax(9rem,16rem) 3.2rem minmax(0,1fr);gap:10px;padding:0 8px;align-items:start}
 .insitu-source_browser .line:hover{background:var(--tint)}
+.insitu-source_browser .line.at{background:var(--tint);box-shadow:inset 3px 0 var(--orange)}
 .insitu-source_browser .names{display:flex;flex-wrap:wrap;gap:2px;justify-content:flex-end}
 .insitu-source_browser .names button{font:11.5px/1.4 var(--mono);padding:0 5px;min-height:0;border-color:transparent;background:none;color:var(--blue);overflow-wrap:anywhere;text-align:right}
 body[data-jp-theme-light=false] .insitu-source_browser .names button{color:#8ab8e6}
 @media (prefers-color-scheme:dark){.insitu-source_browser .names button{color:#8ab8e6}}
 .insitu-source_browser .names button:hover{border-color:var(--rule)}
-.insitu-source_browser .names button[aria-pressed=true]{background:var(--blue);color:#fff;border-color:var(--blue)}
+.insitu-source_browser .line .names button[aria-pressed=true]{background:var(--blue);color:#fff;border-color:var(--blue)}
+body[data-jp-theme-light=false] .insitu-source_browser .line .names button[aria-pressed=true]{color:#fff}
 .insitu-source_browser .names button.stands::before{content:"▶ ";color:var(--orange)}
 .insitu-source_browser .line code{white-space:pre-wrap}
 .insitu-source_browser .chosen{display:flex;flex-wrap:wrap;gap:8px;align-items:center;min-height:30px;margin-top:6px}
@@ -49,6 +51,7 @@ export function sourceBrowser(el: HTMLElement, asks: Asks): SourceBrowserView {
   let now: Listing | null = null;
   let chosen = "";
   let stands: string | null = null;
+  let standsAt: number | null = null;
 
   const crumbs = h("nav", { class: "bar", "aria-label": "Where in the source" });
   const where = h("div", { class: "soft mono", style: "margin:0 0 4px;white-space:normal;overflow-wrap:anywhere" });
@@ -68,7 +71,7 @@ export function sourceBrowser(el: HTMLElement, asks: Asks): SourceBrowserView {
       ...now.lines.map(([number, line, names]) =>
         h(
           "div",
-          { class: "line", role: "listitem" },
+          { class: number === standsAt && !trail.length ? "line at" : "line", role: "listitem", "aria-current": number === standsAt && !trail.length ? "step" : null },
           h("span", { class: "names" }, ...names.map((name) => h("button", { type: "button", class: whole(name) === stands ? "stands" : "", "aria-pressed": String(whole(name) === chosen), title: whole(name) === stands ? "the pass stands here" : `${module}.${whole(name)}`, click: () => choose(name), dblclick: () => void go([...trail, name]) }, name))),
           h("span", { class: "soft number mono" }, number),
           h("code", {}, line || " "),
@@ -109,9 +112,11 @@ export function sourceBrowser(el: HTMLElement, asks: Asks): SourceBrowserView {
       replace(below, h("span", { class: "soft" }, "Click an operation to read it in a block; double click, or “Go into it”, opens the function it calls."));
       draw();
     },
-    stand(operation) {
-      stands = operation;
+    stand(operation, line = null) {
+      [stands, standsAt] = [operation, line];
       draw();
+      const at = text.querySelector<HTMLElement>(".line.at");
+      if (at) text.scrollTop = at.offsetTop - text.offsetTop - text.clientHeight / 3;
     },
     end: () => endings.run(),
   };

@@ -16,9 +16,13 @@ function render({ model, el }: Place): () => void {
   const marks = (): void => view.setMarks(model.get("marks") as Marks);
   nodes();
   marks();
-  endings.hear(model, "change:nodes", nodes);
+  const name = Math.random().toString(36).slice(2);
+  const watched = (open: boolean): void => void requests.ask("watched", { view: name, open }).catch(() => undefined);
+  watched(true);
+  endings.hear(model, "change:nodes", () => (nodes(), marks()));
   endings.hear(model, "change:marks", marks);
   endings.add(() => view.end());
+  endings.add(() => watched(false));
   return () => endings.run();
 }
 

@@ -60,9 +60,9 @@ class Pass(Arming):
     __slots__ = (
         "__weakref__", "args", "at_input", "at_output", "base_modes", "block", "block_modes",
         "call", "calls_over", "cleared", "closed", "direct", "ended", "ends", "entered", "error",
-        "failure", "halts", "here", "kind", "kwargs", "lanes", "model_modes", "observation", "order",
-        "outer", "overrun", "prepare", "result", "root", "single", "skips", "started", "step",
-        "stepped", "stepping", "steps_over", "taps", "taps_before", "thread", "to_block",
+        "failure", "halts", "here", "kind", "kwargs", "lanes", "model_modes", "observation",
+        "order", "outer", "overrun", "prepare", "result", "root", "single", "skips", "started",
+        "step", "stepped", "stepping", "steps_over", "taps", "taps_before", "thread", "to_block",
         "to_model", "told", "trail", "unbound", "value", "want_any", "want_input", "want_output",
         "want_step", "watch", "whole", "worker", "writes",
     )  # fmt: skip

@@ -62,9 +62,7 @@ def to_next_operation(run: Pass) -> None:
             run.to_next_module()
             if run.at_input is not None:
                 _arm_all(run, run.at_input)
-            elif run.at_output is None or run.at_output is run.whole:
-                return
-            elif isinstance(run.at_output, Operation) and _is_new(run.value, given):
+            elif _is_over(run) or (isinstance(run.at_output, Operation) and _is_new(run, given)):
                 return
             else:
                 given = run.value
@@ -102,8 +100,13 @@ def node_of(run: Pass, module: nn.Module | None) -> Any:
     return next((it for it in run.root._nodes() if it._module is module), None)
 
 
-def _is_new(value: Any, given: Any) -> bool:
-    return value is not given and any(isinstance(leaf, Tensor) for leaf in leaves(value))
+def _is_over(run: Pass) -> bool:
+    return run.at_output is None or run.at_output is run.whole
+
+
+def _is_new(run: Pass, given: Any) -> bool:
+    """Whether the value where a pass stands holds a tensor, and is not what was there before."""
+    return run.value is not given and any(isinstance(it, Tensor) for it in leaves(run.value))
 
 
 def _source_in(run: Pass, frame: FrameType) -> Source | None:

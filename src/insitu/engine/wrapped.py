@@ -379,7 +379,11 @@ class WrappedModule:
         return met.call(find(self), self, args, kwargs) if hook else self._module(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return repr(self._module) + names.told(self)
+        return repr(self._module) + names.told(self) + self._more_lines()
+
+    def _more_lines(self) -> str:
+        """Further lines of its repr, each begun by a line end."""
+        return ""
 
     def __dir__(self) -> list[str]:
         own = [name for name in dir(type(self)) if not name.startswith("_")]

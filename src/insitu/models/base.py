@@ -73,9 +73,8 @@ class NNsight(WrappedModule):
                 "pass the network itself, or LanguageModel(name) for a language model by name.",
             )
         super().__init__(module, None, "")
-        own: dict[str, Any] = self.__dict__
-        own.update(_orders={}, _batched={}, _sizes=None, _beside=frozenset(), _edits=[])
-        own.update(_names=names.Names(), _family=WeakSet((self,)), _onlookers=None)
+        self.__dict__.update(_orders={}, _batched={}, _sizes=None, _beside=frozenset(), _edits=[])
+        self.__dict__.update(_names=names.Names(), _family=WeakSet((self,)), _onlookers=None)
         self._name_further(rename, views)
 
     _orders: dict[str, Order]
@@ -90,8 +89,7 @@ class NNsight(WrappedModule):
     """Changes that every pass of this wrapper runs."""
     _family: "WeakSet[NNsight]"
     """This wrapper and those made from it by `edit`: their modules change together."""
-    _onlookers: Onlookers | None
-    """Live views that follow every pass."""
+    _onlookers: Onlookers | None  # live views that follow every pass
 
     @property
     def _model(self) -> nn.Module:
@@ -303,11 +301,10 @@ class NNsight(WrappedModule):
                 "NNsight passes its input on as it is, and this module takes tensors.",
                 "pass a tensor, or wrap a language model with LanguageModel(name).",
             )
-        if not args and not any(type(value) is torch.Tensor for value in kwargs.values()):
-            if next(tensors(kwargs), None) is not None:
-                return Forward(self._module, args, kwargs)
-            return ToBeJoined(self._module, kwargs)
-        return Forward(self._module, args, kwargs)
+        named = not args and any(type(value) is torch.Tensor for value in kwargs.values())
+        if args or named or next(tensors(kwargs), None) is not None:
+            return Forward(self._module, args, kwargs)
+        return ToBeJoined(self._module, kwargs)
 
 
 class ToBeJoined:

@@ -243,9 +243,9 @@ class LanguageModel(NNsight):
         """
         return generation.from_checkpoint(getattr(self._transformer, "generation_config", None))
 
-    def __repr__(self) -> str:
+    def _more_lines(self) -> str:
         set_there = generation.told(self.generation_settings)
-        return super().__repr__() + (f"\nGeneration: {set_there}" if set_there else "")
+        return f"\nGeneration: {set_there}" if set_there else ""
 
     # Adapters ----------------------------------------------------------------------------------
 

@@ -192,8 +192,11 @@ def package() -> Any:
     """
     heard = logging.getLogger("transformers")
     before = heard.level
-    heard.setLevel(logging.ERROR)  # it tells of torchvision, which is not wanted here
     try:
+        import transformers  # noqa: F401 - sets the level of its logger when it is imported
+
+        before = heard.level
+        heard.setLevel(logging.ERROR)  # it tells of torchvision, which is not wanted here
         import diffusers
 
         _ = diffusers.DiffusionPipeline, diffusers.StableDiffusionPipeline

@@ -9,7 +9,7 @@ compiled under the whole cell's name instead, at the lines it has there.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -33,6 +33,10 @@ class Body:
         __tracebackhide__ = True
         for piece in self.pieces:
             exec(piece, ip.user_global_ns, ip.user_ns)
+
+    def says(self, name: str, names: Mapping[str, Any]) -> bool:
+        """Whether the statements name something, or a function that they name does."""
+        return any(_says(piece, name, names) for piece in self.pieces)
 
 
 def compiled(ip: Any, whole: str, body: str) -> Body:
@@ -64,6 +68,14 @@ def compiled(ip: Any, whole: str, body: str) -> Body:
             raise _awaits(error) from None
         raise
     return Body(filename, pieces)
+
+
+def _says(code: CodeType, name: str, names: Mapping[str, Any]) -> bool:
+    functions = (getattr(names.get(used), "__code__", None) for used in code.co_names)
+    inner = (*code.co_consts, *functions)
+    return name in code.co_names or any(
+        _says(it, name, {}) for it in inner if isinstance(it, CodeType)
+    )
 
 
 def _number(ip: Any) -> int:

@@ -17,7 +17,10 @@ from insitu.engine import names as names_of
 from insitu.engine.source.operations import Operation, Source
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InsituError
-from insitu.notebook.request import OPTIONS
+from insitu.notebook.magics.line import Syntax
+from insitu.notebook.magics.register import SYNTAXES
+from insitu.notebook.magics.run import WORDS
+from insitu.notebook.request import SYNTAX
 from insitu.notebook.spoken import PATH, STEP, resolve
 
 _no_forward = nn.Module.forward
@@ -30,7 +33,10 @@ _OPERATION = re.compile(
     rf"(?<![\w.\])])([A-Za-z_]\w*)((?:{STEP})*?)\.source((?:\.[A-Za-z_]\w*)*)\.([A-Za-z_]\w*)?$"
 )
 _INDEX = re.compile(PATH + r"\[\s*(\d*)$")
-_OPTION = re.compile(r"^%%trace\s.*?\s(-[-\w]*)$")
+_MAGIC = re.compile(r"^\s*(?:\w+\s*=\s*)?%(%trace|\w+)\s(.*)$")
+_CHOICE = re.compile(r"(?:^|.*\s)(--[-\w]+)[\s=](\w*)$")
+_OPTION = re.compile(r"(?:^|.*\s)(-[-\w]*)$")
+_WORD = re.compile(r"\s*(\w*)$")
 
 
 def candidates(before: str, names: Mapping[str, Any]) -> tuple[str, list[str]] | None:
@@ -40,8 +46,8 @@ def candidates(before: str, names: Mapping[str, Any]) -> tuple[str, list[str]] |
         before: the line up to the cursor.
         names: the notebook's variables.
     """
-    if found := _OPTION.match(before):
-        return found[1], [option for option in OPTIONS if option.startswith(found[1])]
+    if (found := _MAGIC.match(before)) and (words := _of_magic(found[1], found[2])) is not None:
+        return words
     if found := _OPERATION.search(before):
         node = resolve(found[1], found[2], names)
         typed = found[4] or ""
@@ -56,10 +62,27 @@ def candidates(before: str, names: Mapping[str, Any]) -> tuple[str, list[str]] |
     return None
 
 
+def _of_magic(name: str, line: str) -> tuple[str, list[str]] | None:
+    """What may stand in a magic's line: options, their values, and the words of `%run`."""
+    syntax: Syntax | None = SYNTAX if name == "%trace" else SYNTAXES.get(name)
+    if syntax is None:
+        return None
+    if found := _CHOICE.match(line):
+        option = next((it for it in syntax.options if it.name == found[1]), None)
+        if option is not None and option.choices:
+            return found[2], [it for it in option.choices if it.startswith(found[2])]
+    if found := _OPTION.match(line):
+        return found[1], [it for it in syntax.names if it.startswith(found[1])]
+    if name == "run" and (found := _WORD.match(line)):
+        words = [it for it in WORDS if it.startswith(found[1])]
+        return (found[1], words) if words and found[1] else None  # files are IPython's to offer
+    return None
+
+
 def _attributes(node: WrappedModule) -> list[str]:
     names = [name for name in (*node._module._modules, *node._extras) if name.isidentifier()]
-    runs = type(node._module).forward is not _no_forward
-    further = names_of.here(node)
+    runs = getattr(type(node._module), "forward", None) is not _no_forward
+    further = dict.fromkeys((*names_of.here(node), *node._could_be()))
     own = [name for name in ROOT if hasattr(type(node), name) or name in node.__dict__]
     return [*names, *further, *(SITES if runs else ()), *(own if node._parent is None else ())]
 

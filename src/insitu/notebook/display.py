@@ -17,6 +17,8 @@ from insitu.engine.cache.forecast import Forecast
 from insitu.engine.held import Run
 from insitu.engine.source.operations import Operation, Source
 from insitu.engine.wrapped import WrappedModule
+from insitu.models import generation
+from insitu.models.language import LanguageModel
 from insitu.twins import cache as cache_twin
 from insitu.twins import model as model_twin
 from insitu.twins import source as source_twin
@@ -29,6 +31,7 @@ def register(ip: Any) -> Callable[[], None]:
     ours = (
         (html, WrappedModule, _careful(model_twin.model_html)),
         (text, WrappedModule, _printer(_careful(model_twin.model_text))),
+        (text, LanguageModel, _printer(_careful(_language_text))),  # it has a __repr__ of its own
         (html, Run, _careful(model_twin.run_html)),
         (html, Source, _careful(source_twin.source_html)),
         (html, Operation, _careful(source_twin.operation_html)),
@@ -45,6 +48,11 @@ def register(ip: Any) -> Callable[[], None]:
                 formatter.for_type(kind, earlier)
 
     return unregister
+
+
+def _language_text(model: LanguageModel) -> str:
+    settings = generation.told(model.generation_settings)
+    return model_twin.model_text(model) + (f"\nGeneration: {settings}" if settings else "")
 
 
 def _careful(draw: Callable[[Any], str]) -> Callable[[Any], str]:

@@ -74,11 +74,15 @@ class Capture:
 
     ids: torch.Tensor | None = None
     logits: list[torch.Tensor] = field(default_factory=list)
+    heard: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+    """Who else is told, as it comes."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Called by transformers with the tokens so far and the logits of the next."""
         self.ids = input_ids
         self.logits.append(scores.detach().clone())
+        if self.heard is not None:
+            self.heard(input_ids, scores)
         return scores
 
 

@@ -9,17 +9,18 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from insitu.notebook import complete, display, hint, hover, trace_magic
+from insitu.notebook.magics import register as line_magics
 
 _loaded: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()
 
 
 def load_ipython_extension(ip: Any) -> None:
-    """Add the magic, the displays, the completion and the hover; a second call does nothing."""
+    """Add the magics, the displays, the completion and the hover; a second call does nothing."""
     if ip in _loaded:
         return
     hint.withdraw(ip)
     with ExitStack() as handles:
-        for part in (trace_magic, display, complete, hover):
+        for part in (trace_magic, line_magics, display, complete, hover):
             handles.callback(part.register(ip))
         _loaded[ip] = handles.pop_all()
 

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from insitu.engine.trace import Tracer
+from insitu.engine.written import Leaf
 from insitu.models.base import Forward
-from insitu.models.language import Generation
-from insitu.notebook.recorder import Leaf, Write
+from insitu.models.generation import Generation
+from insitu.notebook.recorder import Write
 
 
 class CannotRepeatError(Exception):

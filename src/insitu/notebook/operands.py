@@ -28,6 +28,8 @@ class Operands:
     args: tuple[Any, ...]
     tokens: int | None
     name: str
+    invokes: tuple[Any, ...] = ()
+    """Inputs that are no text, each of which becomes an invoke."""
 
 
 def of(names: Mapping[str, Any], request: Request, body: str = "") -> Operands:
@@ -38,9 +40,11 @@ def of(names: Mapping[str, Any], request: Request, body: str = "") -> Operands:
         InputError: a model that needs a prompt was given none.
     """
     model = _model(names, request.model)
-    return Operands(
-        model, _args(names, request, model, body), _tokens(names, request, model), request.model
-    )
+    tokens = _tokens(names, request, model)
+    if request.invokes:
+        args, invokes = _several(names, request)
+        return Operands(model, args, tokens, request.model, invokes)
+    return Operands(model, _args(names, request, model, body), tokens, request.model)
 
 
 def _model(names: Mapping[str, Any], text: str) -> NNsight:
@@ -75,6 +79,15 @@ def _args(names: Mapping[str, Any], request: Request, model: NNsight, body: str)
     return prompt if several and not isinstance(model, LanguageModel) else (prompt,)
 
 
+def _several(names: Mapping[str, Any], request: Request) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The prompts of `--invoke` and the one before them: texts as one list, others as invokes."""
+    texts = [text for text in (request.prompt, *request.invokes) if text]
+    given = [_value(names, text, "prompt") for text in texts]
+    if all(isinstance(it, str) for it in given):
+        return (given,), ()
+    return (), tuple(given)
+
+
 def _require_no_input(request: Request, model: NNsight) -> None:
     call = cast(Tracer, model.trace()).give_call()
     if not call.pending:
@@ -106,6 +119,11 @@ def _tokens(names: Mapping[str, Any], request: Request, model: NNsight) -> int |
             "write --generate 3.",
         )
     return count
+
+
+def expression(names: Mapping[str, Any], text: str, role: str) -> Any:
+    """What an expression of the line means once the cell has run."""
+    return _value(names, text, role)
 
 
 def _value(names: Mapping[str, Any], text: str, role: str) -> Any:

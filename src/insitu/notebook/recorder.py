@@ -10,7 +10,6 @@ afterwards to measure what each write did.
 """
 
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,12 +20,10 @@ from insitu.engine.arming import Node
 from insitu.engine.misses import site
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.values import describe
+from insitu.engine.written import Before, Leaf, leaves
 
 KEPT_BYTES_MAX = 256 * 2**20
 """Written values kept for the replays; a block that writes more gets the total effect alone."""
-
-Leaf = tuple[Any, ...]
-"""Where a tensor is in nested tuples, lists and dicts: the keys that lead to it."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,7 @@ class _Standing:
     visit: int
     node: Node
     is_input: bool
-    tensors: dict[Leaf, torch.Tensor]
-    versions: dict[Leaf, int | torch.Tensor]
+    before: Before
 
 
 @dataclass
@@ -131,25 +127,19 @@ class Recorder:
         if (standing := self._standing) is not None:
             self._standing = None
             with torch.no_grad():
-                self._leave(standing, standing.tensors)
+                self._leave(standing, standing.before.tensors)
 
     def _arrive(self, node: Node, kind: int, value: Any, line: int, step: int) -> None:
-        tensors = dict(leaves(value))
-        self._standing = _Standing(
-            len(self.visits),
-            node,
-            kind == INPUT,
-            tensors,
-            {leaf: _version(tensor) for leaf, tensor in tensors.items()},
-        )
+        before = Before(value)
+        self._standing = _Standing(len(self.visits), node, kind == INPUT, before)
         self.visits.append(
             Visit(
                 path=site(node, kind),
                 line=line,
                 step=step,
                 kind=describe(_first_argument(value) if kind == INPUT else value),
-                parts=len(tensors),
-                arrived=_stats(next(iter(tensors.values()), None)),
+                parts=len(before.tensors),
+                arrived=_stats(next(iter(before.tensors.values()), None)),
             )
         )
 
@@ -170,15 +160,16 @@ class Recorder:
         )
 
     def _leave(self, standing: _Standing, tensors: dict[Leaf, torch.Tensor]) -> None:
+        before = standing.before
         replaced = [
-            leaf for leaf, tensor in tensors.items() if tensor is not standing.tensors.get(leaf)
+            leaf for leaf, tensor in tensors.items() if tensor is not before.tensors.get(leaf)
         ]
         edited = [
             leaf
             for leaf, tensor in tensors.items()
-            if leaf not in replaced and _has_changed(tensor, standing.versions[leaf])
+            if leaf not in replaced and before.edited(leaf, tensor)
         ]
-        lost = standing.tensors.keys() - tensors.keys()
+        lost = before.tensors.keys() - tensors.keys()
         if not (replaced or edited or lost):
             return
         visit = self.visits[standing.visit]
@@ -187,7 +178,7 @@ class Recorder:
             left=_stats(next(iter(tensors.values()), None)),
             written="replaced" if replaced or lost else "edited in place",
         )
-        same_places = standing.tensors.keys() == tensors.keys()
+        same_places = before.tensors.keys() == tensors.keys()
         kept = self._kept({leaf: tensors[leaf] for leaf in (*replaced, *edited)})
         self.writes.append(
             Write(
@@ -203,18 +194,6 @@ class Recorder:
         if self._kept_bytes > KEPT_BYTES_MAX:
             return None
         return {leaf: tensor.detach().clone() for leaf, tensor in values.items()}
-
-
-def leaves(value: Any, above: Leaf = ()) -> Iterator[tuple[Leaf, torch.Tensor]]:
-    """The tensors in nested tuples, lists and dicts, with the keys that lead to each."""
-    if isinstance(value, torch.Tensor):
-        yield above, value
-    elif isinstance(value, (tuple, list)):
-        for index, part in enumerate(value):
-            yield from leaves(part, (*above, index))
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from leaves(part, (*above, key))
 
 
 def _first_argument(value: Any) -> Any:
@@ -238,14 +217,3 @@ def _stats(tensor: torch.Tensor | None) -> Stats | None:
     norm_and_nans = torch.stack((norm.double(), values.isnan().sum().double()))
     length, nans = norm_and_nans.tolist()  # one copy from the device for both
     return Stats(shape, dtype, str(tensor.device), length, int(nans))
-
-
-def _version(tensor: torch.Tensor) -> int | torch.Tensor:
-    """What tells later whether the tensor was written; inference tensors count no versions."""
-    return tensor.detach().clone() if tensor.is_inference() else tensor._version
-
-
-def _has_changed(tensor: torch.Tensor, before: int | torch.Tensor) -> bool:
-    if isinstance(before, torch.Tensor):
-        return not torch.equal(tensor.nan_to_num(), before.nan_to_num())
-    return tensor._version != before

@@ -7,108 +7,130 @@ parse("model 'The Eiffel Tower is in' --generate 3")
 import re
 from dataclasses import dataclass
 
-from insitu.engine.paths import nearest
 from insitu.errors import UsageError
+from insitu.notebook.magics.line import Option, Syntax, Taken, joined, taken
 
-USAGE = "%%trace MODEL PROMPT [--generate N] [--time] [--quiet]"
-OPTIONS = ("--generate", "--time", "--quiet")
+VIEWS = ("generation", "lens", "cache", "attention", "tree")
+USAGE = (
+    "%%trace MODEL PROMPT [--generate N] [--invoke PROMPT]… [--scan] [--cache SITES] "
+    "[--grad EXPR] [--edit NAME] [--view VIEW] [--time] [--quiet] [--no-lint]"
+)
+SYNTAX = Syntax(
+    "%%trace",
+    USAGE,
+    (
+        Option(
+            "--generate", "N", "number",
+            "it generates that many tokens, with the cell inside every step", "--generate 3",
+        ),
+        Option(
+            "--invoke", "PROMPT", "prompt",
+            "it is one prompt more in the same pass, and may be there several times",
+            '--invoke "The Colosseum is in the city of"',
+        ),
+        Option("--scan"),
+        Option(
+            "--cache", "SITES", "sites",
+            "it keeps what modules return, in the variable `cache`",
+            "--cache transformer.h.* (several with commas between)",
+        ),
+        Option(
+            "--grad", "EXPR", "expression",
+            "it computes the gradients of a number at every site the cell has met, in `grads`",
+            "--grad logits[0,-1].max()",
+        ),
+        Option(
+            "--edit", "NAME", "name",
+            "it keeps the cell as a lasting edit of a model of that name", "--edit edited",
+        ),
+        Option("--view", "VIEW", "view", "the cell ends in that widget", "--view lens", VIEWS),
+        Option("--time"),
+        Option("--quiet"),
+        Option("--no-lint"),
+    ),
+)  # fmt: skip
+OPTIONS = SYNTAX.names
 
-_QUOTED = re.compile(r"'''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
+_SETTING = re.compile(r"(max_new_tokens|max_length|do_sample|temperature|top_[kp])=(.*)")
+_APART = (
+    ("--scan", ("--generate", "--grad", "--view", "--time", "--edit", "--cache"),
+     "fake tensors have no values"),
+    ("--grad", ("--generate",), "transformers generates without gradients"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a `%%trace` line asks for. `model`, `prompt` and `generate` are Python expressions."""
+    """What a `%%trace` line asks for.
+
+    `model`, `prompt`, `generate`, `invokes` and `grad` are Python expressions.
+    """
 
     model: str
     prompt: str = ""
     generate: str = ""
     time: bool = False
     quiet: bool = False
+    invokes: tuple[str, ...] = ()
+    scan: bool = False
+    cache: str = ""
+    grad: str = ""
+    edit: str = ""
+    view: str = ""
+    lint: bool = True
 
 
 def parse(line: str) -> Request:
     """Take a `%%trace` line apart.
 
     Raises:
-        UsageError: no model, an unknown option, or one without its number.
+        UsageError: no model, an unknown option, one without its value, or two that exclude
+            each other.
     """
-    words = _words(line)
-    places: list[tuple[int, int]] = []
-    options: dict[str, str] = {}
-    rest = iter(words)
-    for start, end in rest:
-        word = line[start:end]
-        if not word.startswith("--"):
-            places.append((start, end))
-            continue
-        name, has_value, value = word.partition("=")
-        _check_option(name)
-        if name == "--generate" and not has_value:
-            value = line[slice(*next(rest, (0, 0)))]
-        options[name] = value
-    if options.get("--generate", "1") in ("", *OPTIONS):
-        raise UsageError(
-            "--generate was given no number.",
-            "it generates that many tokens, with the cell inside every step.",
-            f"write --generate 3. The line is {USAGE}",
-        )
-    if not places:
+    found = taken(SYNTAX, line)
+    _check(found)
+    (start, end), prompt = found.places[0], found.places[1:]
+    return Request(
+        model=line[start:end],
+        prompt=joined(line, prompt),
+        generate=found.value("--generate"),
+        time=found.has("--time"),
+        quiet=found.has("--quiet"),
+        invokes=tuple(found.values.get("--invoke", ())),
+        scan=found.has("--scan"),
+        cache=found.value("--cache"),
+        grad=found.value("--grad"),
+        edit=found.value("--edit"),
+        view=found.value("--view"),
+        lint=not found.has("--no-lint"),
+    )
+
+
+def _check(found: Taken) -> None:
+    if not found.places:
         raise UsageError(
             "%%trace was given no model.",
             "it runs a model on a prompt, with the cell inside the pass.",
             f'name both: %%trace model "The Eiffel Tower is in the city of". The line is {USAGE}',
         )
-    (start, end), prompt = places[0], places[1:]
-    return Request(
-        model=line[start:end],
-        prompt=_joined(line, prompt),
-        generate=options.get("--generate", ""),
-        time="--time" in options,
-        quiet="--quiet" in options,
-    )
-
-
-def _check_option(name: str) -> None:
-    if name in OPTIONS:
-        return
-    close = nearest(name, OPTIONS)
-    raise UsageError(
-        f"%%trace has no option {name}.",
-        f"it knows {', '.join(OPTIONS)}.",
-        f"did you mean {close[0]}?" if close else f"leave it out. The line is {USAGE}",
-    )
-
-
-def _joined(line: str, places: list[tuple[int, int]]) -> str:
-    """The prompt's words as they were written, without the options between them."""
-    parts, last = [], None
-    for start, end in places:
-        if last is not None:
-            parts.append(" " if "--" in line[last:start] else line[last:start])
-        parts.append(line[start:end])
-        last = end
-    return "".join(parts)
-
-
-def _words(line: str) -> list[tuple[int, int]]:
-    """Where the words are: what white space separates outside quotes and brackets."""
-    found: list[tuple[int, int]] = []
-    at, depth, start = 0, 0, None
-    while at < len(line):
-        quoted = _QUOTED.match(line, at)
-        if quoted:
-            start, at = at if start is None else start, quoted.end()
-            continue
-        character = line[at]
-        depth += (character in "([{") - (character in ")]}")
-        if character.isspace() and depth <= 0:
-            if start is not None:
-                found.append((start, at))
-            start = None
-        elif start is None:
-            start = at
-        at += 1
-    if start is not None:
-        found.append((start, at))
-    return found
+    for word in found.words[1:]:
+        if setting := _SETTING.fullmatch(word):
+            count = setting[2] if setting[1].startswith("max") else "3"
+            raise UsageError(
+                f"{setting[1]} is a setting of generate(), and %%trace takes no settings.",
+                "it runs one forward, or generates the likeliest tokens with --generate.",
+                f"write --generate {count}, or with model.generate(…, {word}) as tracer:",
+            )
+    for name, others, why in _APART:
+        if found.has(name) and (both := [it for it in others if found.has(it)]):
+            raise UsageError(
+                f"{name} and {both[0]} exclude each other.", f"{why}.", f"leave one of them out. "
+                f"The line is {USAGE}",
+            )  # fmt: skip
+    name = found.value("--edit")
+    if name and not name.isidentifier():
+        raise UsageError(
+            f"--edit takes the name of a variable, not {name}.",
+            "the model with the cell as a lasting edit is kept under it.",
+            "write --edit edited.",
+        )

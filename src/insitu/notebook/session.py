@@ -14,7 +14,7 @@ import torch
 from insitu.engine.trace import Tracer
 from insitu.engine.values import describe
 from insitu.errors import PassClosedError
-from insitu.notebook import effects
+from insitu.notebook import effects, noted
 from insitu.notebook.card_facts import Card, Timing
 from insitu.notebook.effects import Capture, Effects
 from insitu.notebook.forwards import Bare, CannotRepeatError
@@ -51,7 +51,7 @@ class Session:
         moved = self._effects()
         timing = self._timing(run_s - recorder.seconds) if self.request.time else None
         prompts, shown_input = self._input()
-        return Card(
+        card = Card(
             model=type(operands.model._module).__name__,
             tokens=operands.tokens,
             prompts=prompts,
@@ -62,12 +62,15 @@ class Session:
             timing=timing,
             notes=(*moved.notes, *self.notes),
         )
+        noted.note(operands, self.request, card, run_s - recorder.seconds)
+        return card
 
     def _tracer(self) -> Tracer:
         model, args, tokens = self.operands.model, self.operands.args, self.operands.tokens
         if tokens is None:
             return cast(Tracer, model.trace(*args))
-        watched = {} if self.request.quiet else {"logits_processor": [self.capture]}
+        is_watched = not self.request.quiet or self.request.view == "generation"
+        watched = {"logits_processor": [self.capture]} if is_watched else {}
         generate: Any = model.generate
         return cast(Tracer, generate(*args, max_new_tokens=tokens, **watched))
 

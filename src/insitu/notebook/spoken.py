@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from insitu.engine.wrapped import WrappedModule
+from insitu.errors import InsituError
 
 STEP = r"\.[A-Za-z_]\w*|\[\s*-?\d+\s*\]"
 PATH = rf"(?<![\w.\])])([A-Za-z_]\w*)((?:{STEP})*)"
@@ -31,10 +32,19 @@ def resolve(root: str, path: str, names: Mapping[str, Any]) -> WrappedModule | N
             if not -len(children) <= index < len(children):
                 return None
             name = children[index]
-        node = node._child(name)
-        if node is None:
+        found = node._child(name) or _learned(node, name)
+        if found is None:
             return None
+        node = found
     return node
+
+
+def _learned(node: WrappedModule, name: str) -> WrappedModule | None:
+    """The module of a name that the model has only when it is asked for."""
+    try:
+        return node._child(name) if node._learns(name) else None
+    except InsituError:  # it has none
+        return None
 
 
 def path_at(code: str, cursor: int, names: Mapping[str, Any]) -> str | None:

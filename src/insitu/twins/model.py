@@ -45,7 +45,9 @@ def model_html(node: WrappedModule) -> str:
     body = "".join(_html(child, 1, left, opened) for child in tree.children)
     if left[0] < 0:
         body += f"<li {_LEAF}>… and {-left[0]:,} rows more: name a module to see it</li>"
-    return style.page(_SHEET, f"{head}<ul {_ROOT}>{body}</ul>" if body else head)
+    more = escape(node._more_lines().strip())
+    told = f'<div class="soft">{more}</div>' if more else ""
+    return style.page(_SHEET, (f"{head}<ul {_ROOT}>{body}</ul>" if body else head) + told)
 
 
 def _html(branch: Branch, depth: int, left: list[int], opened: set[int]) -> str:
@@ -89,7 +91,7 @@ def model_text(node: WrappedModule) -> str:
     rows = _text(tree, 1)
     lines.extend(line for line, _ in zip(rows, range(ROWS_MAX), strict=False))
     more = sum(1 for _ in rows)
-    return "\n".join([*lines, f"… and {more:,} rows more"] if more else lines)
+    return "\n".join([*lines, f"… and {more:,} rows more"] if more else lines) + node._more_lines()
 
 
 def _text(branch: Branch, depth: int) -> Iterator[str]:

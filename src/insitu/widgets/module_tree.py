@@ -4,21 +4,31 @@ model.tree()                          # in a notebook
 tree = model.tree()
 tree.selected                         # the path clicked last
 tree.module                           # the wrapped module there
+
+While it is open it follows every pass of the model: what ran, what the block read and wrote, and
+where a pass held open stands.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import traitlets
 from torch import nn
 
+from insitu.engine.beside import Watcher
+from insitu.engine.edits import SCAN
 from insitu.engine.held import standing
+from insitu.engine.onlookers import look_at, look_away
 from insitu.engine.running import opened
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError
 from insitu.twins.model import model_html, model_text
 from insitu.widgets.base import Widget
+from insitu.widgets.batches import Batches
+from insitu.widgets.following import NAMES, Following
+
+MARKED_EVERY_S = 0.1
 
 
 class ModuleTree(Widget):
@@ -39,8 +49,9 @@ class ModuleTree(Widget):
     nodes = traitlets.Dict().tag(sync=True)
     """Columns, a row a module in the order of `named_modules`: name, parent, kind, size, output."""
     marks = traitlets.Dict().tag(sync=True)
-    """By row: what the last run did there, of `ran`, `read`, `written`, `paused`."""
+    """Rows of each of `ran`, `read`, `written`, `paused`, as firsts and lasts of stretches."""
     selected = traitlets.Unicode().tag(sync=True)
+    _node: Callable[[], WrappedModule | None] = staticmethod(lambda: None)
 
     def __init__(self, node: WrappedModule) -> None:
         if not isinstance(node, WrappedModule):
@@ -50,8 +61,13 @@ class ModuleTree(Widget):
                 "wrap the model first: ModuleTree(NNsight(model)).",
             )
         self._node = weakref.ref(node)
-        self._rows = {module: row for row, module in enumerate(_modules(node._module))}
+        self._views: set[str] = set()
+        self._followed: list[Following] = []
+        self._by_hand: dict[str, set[int]] = {}
+        self._news = Batches(self._tell, MARKED_EVERY_S)
+        self._number(node)
         super().__init__(title=type(node._module).__name__, nodes=_columns(node))
+        look_at(node._root, self)
 
     @property
     def module(self) -> WrappedModule:
@@ -61,15 +77,38 @@ class ModuleTree(Widget):
             node = getattr(node, part) if not part.isdigit() else node[int(part)]
         return node
 
-    def mark(self, **done: Any) -> None:
-        """Mark modules: `tree.mark(read=[model.transformer.h[2]])`."""
-        marks: dict[str, list[str]] = {row: list(was) for row, was in self.marks.items()}
+    def mark(self, **done: Iterable[Any]) -> None:
+        """Mark modules until the next run: `tree.mark(read=[model.transformer.h[2]])`."""
         for name, nodes in done.items():
-            for node in nodes:
-                row = self._rows.get(node._module if isinstance(node, WrappedModule) else node)
-                if row is not None and name not in marks.setdefault(str(row), []):
-                    marks[str(row)].append(name)
-        self.marks = marks
+            modules = (node._module if isinstance(node, WrappedModule) else node for node in nodes)
+            rows = {row for it in modules if (row := self._rows.get(it)) is not None}
+            self._by_hand[name] = self._by_hand.get(name, set()) | rows
+        self._tell()
+
+    def follow(self, run: Any) -> Watcher | None:
+        """A pass is about to begin (`insitu.engine.onlookers`): the marks of the last one go."""
+        if self.comm is None:
+            self.close()
+        if self.comm is None or run.kind == SCAN:
+            return None
+        if run.root._module is not self._whole():
+            self._number(self._there())  # its weights have been loaded since
+        following = Following(run, self._rows, self._news.soon)
+        self._followed = [it for it in self._followed if not it.is_over] + [following]
+        self._by_hand = {}
+        self._news.soon()
+        return following
+
+    def moved(self, run: Any) -> None:
+        """A pass held open stands somewhere else."""
+        self._news.soon()
+
+    def close(self) -> None:
+        """Show nothing more, and follow no more passes."""
+        node = self._node()
+        if node is not None:
+            look_away(node._root, self)
+        super().close()
 
     def text(self) -> str:
         """The tree, siblings that are alike in one row."""
@@ -78,6 +117,17 @@ class ModuleTree(Widget):
     def html(self) -> str:
         """The same as nested lists that open and close without a script."""
         return model_html(self._there())
+
+    def answer_watched(self, given: dict[str, Any]) -> None:
+        """A view was opened or is gone; a tree that nobody sees follows no pass."""
+        node = self._there()
+        if given["open"]:
+            self._views.add(given["view"])
+            look_at(node._root, self)
+        else:
+            self._views.discard(given["view"])
+            if not self._views:
+                look_away(node._root, self)
 
     def answer_about(self, given: dict[str, Any]) -> dict[str, Any]:
         """More of one module, for the pane beside the tree."""
@@ -96,6 +146,28 @@ class ModuleTree(Widget):
             "paused": next((standing(run) for run in opened if run.root is node._root), ""),
         }
 
+    def _number(self, node: WrappedModule) -> None:
+        """Give the modules their rows; the tree keeps none of them alive."""
+        self._whole = weakref.ref(node._root._module)
+        self._rows = weakref.WeakKeyDictionary(
+            (module, row) for row, module in enumerate(_modules(node._module))
+        )
+        self._learned: list[int] = []
+
+    def _tell(self) -> None:
+        """Show what passes have done by now."""
+        marks = {name: set(self._by_hand.get(name, ())) for name in NAMES}
+        for following in self._followed:
+            for name, rows in following.marks().items():
+                marks[name] |= rows
+        self.marks = {name: _stretches(rows) for name, rows in marks.items() if rows}
+        node = self._node()
+        if node is not None:
+            learned = [id(order) for order in node._root._orders.values()]
+            if learned != self._learned:  # a first pass of its kind has told what modules return
+                self._learned = learned
+                self.nodes = _columns(node)
+
     def _there(self) -> WrappedModule:
         node = self._node()
         if node is None:
@@ -109,6 +181,17 @@ class ModuleTree(Widget):
 
 def _modules(root: nn.Module) -> Iterator[nn.Module]:
     return root.modules()
+
+
+def _stretches(rows: set[int]) -> list[int]:
+    """Rows as the firsts and lasts of stretches: a run of a large model marks nearly all."""
+    found: list[int] = []
+    for row in sorted(rows):
+        if found and row == found[-1] + 1:
+            found[-1] = row
+        else:
+            found += [row, row]
+    return found
 
 
 def _columns(node: WrappedModule) -> dict[str, Any]:

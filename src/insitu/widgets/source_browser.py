@@ -11,7 +11,7 @@ from typing import Any
 
 import traitlets
 
-from insitu.engine.source.listing import rows
+from insitu.engine.source.listing import place, rows
 from insitu.engine.source.operations import Operation, Source
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError
@@ -49,7 +49,7 @@ class SourceBrowser(Widget):
             )
         self._owner = weakref.ref(source._owner)
         title = source._path if source._owner._parent is not None else "source"
-        super().__init__(title=title, listing=_listing(source))
+        super().__init__(title=title, listing=listed(source))
 
     @property
     def operation(self) -> Operation | None:
@@ -66,7 +66,7 @@ class SourceBrowser(Widget):
 
     def answer_into(self, given: dict[str, Any]) -> dict[str, Any]:
         """The function an operation calls; `trail` are the names on the way."""
-        return _listing(self._source(given["trail"]))
+        return listed(self._source(given["trail"]))
 
     def _operation(self, trail: list[str]) -> Operation:
         return self._source(trail[:-1])[trail[-1]]
@@ -85,11 +85,12 @@ class SourceBrowser(Widget):
         return source
 
 
-def _listing(source: Source) -> dict[str, Any]:
+def listed(source: Source) -> dict[str, Any]:
+    """A function as the view shows it."""
     definition = source._plan.definition
     return {
         "path": source._path,
         "function": source._chain.function.__qualname__,
-        "file": f"{definition.file}:{definition.first}",
+        "file": place(definition.file, definition.first),
         "lines": [[row.number, row.text, list(row.names)] for row in rows(source._plan)],
     }

@@ -1,0 +1,271 @@
+/** A generation that fills token by token: its branches, layers by steps, and one step in full. */
+import { h, replace, visible } from "../kit/dom";
+import { exporting } from "../kit/export";
+import { Heatmap } from "../kit/heatmap";
+import { Endings } from "../kit/host";
+import { root, speaker } from "../kit/sheet";
+import { tableBehind } from "../kit/table";
+import { entropyChart } from "./generation_chart";
+import { Generation, type Lane, type Measure, type Step, windowed } from "./generation_data";
+import { Lanes, LANES_SHEET } from "./generation_lanes";
+import { type Fork, STEP_SHEET, StepPanel } from "./generation_step";
+
+export interface About {
+  title: string;
+  prompt: string[];
+  layers: string[];
+  measures: Measure[];
+  forks: boolean;
+}
+
+export interface Asks {
+  select(step: number, layer?: number): void;
+  focus(branch: number): void;
+  fork(fork: Fork): Promise<unknown>;
+  stop(): Promise<unknown>;
+  /** A branch's own steps from one on, for those that were missed. */
+  steps(branch: number, first: number): Promise<{ steps: Step[]; more: boolean }>;
+}
+
+export interface GenerationViewer {
+  about(about: About): void;
+  lanes(lanes: Lane[]): void;
+  step(branch: number, number: number, step: Step): void;
+  focus(branch: number): void;
+  mark(step: number | null): void;
+  end(): void;
+}
+
+const SHEET = `
+.insitu-generation_view .prompt{color:var(--soft);margin:0 0 6px;white-space:pre-wrap;overflow-wrap:anywhere;max-height:4.5em;overflow:auto}
+.insitu-generation_view .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:6px 20px;margin:0 0 4px}
+.insitu-generation_view .maps{align-items:end}
+.insitu-generation_view .pair>*{min-width:0}
+.insitu-generation_view .scrub:not(.hidden){display:flex;gap:8px;align-items:center;font-size:12px}
+.insitu-generation_view .scrub input{flex:1;accent-color:var(--blue)}
+${LANES_SHEET}${STEP_SHEET}`;
+const PROMPT_MAX = 2000;
+/** Columns of a map, in pixels, and how many there are at most. */
+const [COLUMN, MAP_STEPS] = [36, 48];
+const PATIENCE_MS = 1500;
+const COLOURS = ["#3b78b8", "#d9822b"];
+
+export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
+  const endings = new Endings();
+  const view = root(el, "generation_view", SHEET);
+  const say = speaker(view);
+  const generation = new Generation();
+  let about: About = { title: "", prompt: [], layers: [], measures: [], forks: false };
+  const at = { branch: 0, step: 0 };
+  let [measure, isFollowing, drawing, fetching] = [0, true, 0, new Set<number>()];
+
+  const title = h("b");
+  const state = h("span", { class: "soft" });
+  const stop = h("button", { type: "button", class: "hidden", click: () => void stopped() }, "Stop");
+  const choice = h("select", { "aria-label": "What is shown of the layers" });
+  const prompt = h("div", { class: "prompt mono" });
+  const troubles = h("div");
+  const lanes = new Lanes(generation, { pick: (branch, step) => picked(step, branch) }, () => at, endings);
+  const chart = h("div");
+  const range = h("input", { type: "range", min: 0, max: 0, value: 0, "aria-label": "Step" });
+  const scrub = h("div", { class: "scrub" }, h("span", { class: "soft" }, "step"), range);
+  const where = h("div", { class: "soft" });
+  const panes = [0, 1].map((side) => pane(side));
+  const pairs = h("div", { class: "pair maps" }, ...panes.map(({ element }) => element));
+  const panel = new StepPanel(asks.fork, endings);
+  const behind = tableBehind("Steps of the branches", ["branch", "step", "token", "probability", "entropy", "likeliest"], rows);
+  let stepAt = (_: number): number => 0;
+
+  const bar = h("div", { class: "bar" }, title, state, stop, h("span", { class: "grow" }), choice,
+    exporting({ name: "generation", canvas: () => panes[0]!.map.canvas, svg: () => picture(), rows: () => [["branch", "step", "token", "probability", "entropy", "likeliest"], ...rows()] }));
+  view.append(bar, prompt, troubles, lanes.element, chart, where, scrub, pairs, panel.element, behind);
+
+  function picture(): SVGSVGElement {
+    const drawn = (chart.querySelector("svg") as SVGSVGElement).cloneNode(true) as SVGSVGElement;
+    drawn.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    return drawn;
+  }
+
+  function pane(side: number) {
+    const heading = h("h4");
+    let [first, row] = [0, 0];
+    const map = new Heatmap(
+      { label: `Layers by steps${side ? ", the other branch" : ""}`, rowsName: "layer", columnsName: "step", cell: { min: COLUMN - 2, max: 90, height: 19 },
+        pick: (chosen, column) => {
+          row = chosen;
+          asks.select(first + column, about.layers.length - 1 - row);
+          picked(first + column, at.branch, false);
+        } },
+      endings,
+    );
+    const element = h("div", {}, heading, map.element);
+    return {
+      map, element,
+      show(branch: number | null): void {
+        element.classList.toggle("hidden", branch === null || !about.layers.length);
+        if (branch === null || !about.layers.length) return;
+        const steps = generation.steps(branch);
+        const [from, end] = windowed(steps.length, at.step, Math.max(6, Math.min(MAP_STEPS, Math.floor((element.clientWidth - 40) / COLUMN))));
+        first = from;
+        const part = steps.slice(from, end);
+        const flipped = about.layers.map((_, row) => about.layers.length - 1 - row);
+        const chosen = about.measures[measure];
+        heading.textContent = name(branch);
+        map.show({
+          rows: flipped.map((row) => about.layers[row] ?? ""),
+          columns: part.map(({ token }) => visible(token)),
+          values: flipped.flatMap((row) => part.map(({ values }) => values[measure]?.[row] ?? Number.NaN)),
+          text: part.some(({ texts }) => texts.length) ? flipped.flatMap((row) => part.map(({ texts }) => visible(texts[row] ?? ""))) : undefined,
+          limits: chosen?.limits ?? undefined,
+          quantity: chosen ? [chosen.quantity, chosen.unit && `(${chosen.unit})`].filter(Boolean).join(" ") : undefined,
+        });
+        map.mark(at.step < steps.length ? { row: Math.min(row, about.layers.length - 1), column: at.step - first } : null);
+      },
+    };
+  }
+
+  const name = (branch: number): string => {
+    const lane = generation.lanes[branch];
+    if (!lane) return "";
+    return lane.parent === null ? visible(lane.why) : `${visible(lane.why)} at step ${lane.start}`;
+  };
+
+  function rows(): (string | number)[][] {
+    return generation.ordered().flatMap(({ lane }) =>
+      generation.steps(lane.number).slice(lane.start).map((step, index) => [
+        name(lane.number), lane.start + index, visible(step.token), step.chance ?? Number.NaN, step.entropy ?? Number.NaN, step.top.slice(0, 3).map(([token]) => visible(token)).join(" "),
+      ]),
+    );
+  }
+
+  function picked(step: number, branch = at.branch, tells = true): void {
+    const last = generation.steps(branch).length - 1;
+    isFollowing = step >= last && isRunning();
+    at.step = Math.min(Math.max(step, 0), Math.max(last, 0));
+    if (branch !== at.branch) asks.focus((at.branch = branch));
+    if (tells) asks.select(at.step);
+    const token = generation.steps(branch)[at.step];
+    say(`${name(branch)}, step ${at.step}${token ? `, ${visible(token.token)}` : ""}`);
+    draw();
+  }
+
+  const isRunning = (): boolean => generation.lanes.some((lane) => lane.state === "running");
+
+  /** Soon, and once for all that came till then. */
+  function later(): void {
+    cancelAnimationFrame(drawing);
+    drawing = requestAnimationFrame(draw);
+  }
+
+  function draw(): void {
+    cancelAnimationFrame(drawing);
+    const beside = generation.beside(at.branch);
+    const shown = [at.branch, ...(beside === null ? [] : [beside])].filter((branch) => generation.lanes[branch]);
+    const steps = generation.steps(at.branch);
+    at.step = Math.min(at.step, Math.max(steps.length - 1, generation.lanes[at.branch]?.start ?? 0));
+    lanes.draw();
+    const lines = shown.map((branch, index) => ({ name: name(branch), colour: COLOURS[index] as string, steps: generation.steps(branch), start: index === 0 && beside !== null ? (generation.lanes[branch]?.start ?? 0) : 0 }));
+    const drawn = entropyChart([...lines].reverse(), at.step, chart.clientWidth || 640);
+    stepAt = drawn.stepAt;
+    replace(chart, steps.some(({ entropy }) => entropy !== null) ? drawn.picture : null);
+    range.max = String(Math.max(steps.length - 1, 0));
+    range.value = String(at.step);
+    where.textContent = steps.length ? "" : "nothing generated yet";
+    panes.forEach((pane, index) => pane.show(shown[index] ?? null));
+    pairs.classList.toggle("two", shown.length > 1);
+    scrub.classList.toggle("hidden", steps.length < 2);
+    panel.element.classList.toggle("hidden", !steps.length);
+    panel.show(at, shown.map((branch) => ({ branch, name: name(branch), step: generation.steps(branch)[at.step] })), about.forks);
+  }
+
+  function tellState(): void {
+    const focus = generation.lanes[at.branch];
+    const words: Record<string, string> = { waiting: "waiting for the kernel …", running: "generating …", stopped: "stopped: what came so far is kept", failed: "failed", done: "" };
+    state.textContent = words[generation.lanes.find((lane) => lane.state === "running")?.state ?? focus?.state ?? ""] ?? "";
+    stop.classList.toggle("hidden", !isRunning() || !about.forks);
+    replace(troubles, ...generation.lanes.filter((lane) => lane.trouble).map((lane) => h("div", { class: "trouble", role: "alert" }, [`${name(lane.number)}: ${lane.trouble?.what}`, lane.trouble?.why, lane.trouble?.next].filter(Boolean).join("\n"))));
+  }
+
+  async function stopped(): Promise<void> {
+    const late = setTimeout(() => (state.textContent = "the kernel hears this only when its cell has ended: interrupt the kernel instead"), PATIENCE_MS);
+    await asks.stop().catch(() => undefined);
+    clearTimeout(late);
+  }
+
+  async function fetch(branch: number): Promise<void> {
+    if (fetching.has(branch)) return;
+    fetching.add(branch);
+    try {
+      for (let more = true; more; ) {
+        const first = generation.known(branch);
+        const came = await asks.steps(branch, first);
+        came.steps.forEach((step, index) => generation.put(branch, (generation.lanes[branch]?.start ?? 0) + first + index, step));
+        more = came.more && came.steps.length > 0;
+        if (isFollowing && branch === at.branch) at.step = generation.steps(branch).length - 1;
+        later();
+      }
+    } catch {
+      replace(troubles, h("div", { class: "trouble", role: "alert" }, "The steps of this generation could not be had: the kernel does not know them any more."));
+    } finally {
+      fetching.delete(branch);
+    }
+  }
+
+  endings.listen(choice, "change", () => {
+    measure = choice.selectedIndex;
+    draw();
+  });
+  endings.listen(range, "input", () => picked(Number(range.value)));
+  endings.listen(chart, "pointerdown", (event) => scrubbed(event as PointerEvent));
+  endings.listen(chart, "pointermove", (event) => (event as PointerEvent).buttons & 1 && scrubbed(event as PointerEvent));
+  endings.add(() => cancelAnimationFrame(drawing));
+  const sized = new ResizeObserver(() => chart.clientWidth !== Number(chart.querySelector("svg")?.getAttribute("width") ?? chart.clientWidth) && later());
+  sized.observe(chart);
+  endings.add(() => sized.disconnect());
+
+  function scrubbed(event: PointerEvent): void {
+    const box = chart.getBoundingClientRect();
+    if (box.width) picked(stepAt((event.clientX - box.left) / box.width));
+  }
+
+  return {
+    about(given) {
+      about = given;
+      title.textContent = about.title;
+      const text = about.prompt.join("");
+      prompt.textContent = text.length > PROMPT_MAX ? `…${text.slice(-PROMPT_MAX)}` : text;
+      prompt.classList.toggle("hidden", !text);
+      replace(choice, ...about.measures.map(({ quantity }) => h("option", {}, quantity)));
+      choice.classList.toggle("hidden", about.measures.length < 2 || !about.layers.length);
+      later();
+    },
+    lanes(given) {
+      const had = generation.lanes.length;
+      generation.lanes = given;
+      for (const lane of given.slice(had)) void fetch(lane.number);
+      tellState();
+      later();
+    },
+    step(branch, number, step) {
+      if (!generation.put(branch, number, step)) void fetch(branch);
+      if (isFollowing && branch === at.branch) at.step = number;
+      later();
+    },
+    focus(branch) {
+      if (branch === at.branch) return;
+      at.branch = branch;
+      const lane = generation.lanes[branch];
+      if (lane?.state === "running") at.step = lane.start;
+      isFollowing = false;
+      tellState();
+      later();
+    },
+    mark(step) {
+      if (step === null || step === at.step || step >= generation.steps(at.branch).length) return;
+      at.step = step;
+      isFollowing = false;
+      later();
+    },
+    end: () => endings.run(),
+  };
+}

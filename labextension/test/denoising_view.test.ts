@@ -1,0 +1,52 @@
+import { expect, test } from "vitest";
+import { denoisingView, type Step } from "../src/views/denoising_view";
+
+const soon = () => new Promise((done) => setTimeout(done, 40));
+const step = (number: number): Step => ({ number, timestep: 900 - number, change: number ? 0.5 : null, picture: new DataView(new ArrayBuffer(4)), shape: [2, 1, 2], maps: new Float32Array([0, 1, 0.5, 0.25]) });
+
+async function shown(had: number, asks = {}) {
+  const el = document.createElement("div");
+  document.body.replaceChildren(el);
+  const did: unknown[] = [];
+  const view = denoisingView(el, {
+    select: (number) => did.push(number),
+    stop: () => (did.push("stop"), Promise.resolve()),
+    steps: (first) => Promise.resolve({ steps: Array.from({ length: Math.min(2, had - first) }, (_, i) => step(first + i)), more: first + 2 < had }),
+    ...asks,
+  });
+  view.state({ name: "running", of: 5 });
+  view.about({ title: "Denoising", prompt: "<b>", tokens: [" a", "\n"] });
+  await soon();
+  return { el, view, did };
+}
+
+test("steps from before are had in parts, later ones come, and the newest is looked at", async () => {
+  const { el, view } = await shown(3);
+  expect(el.querySelectorAll("[role=option]").length).toBe(3);
+  view.step(step(3));
+  await soon();
+  expect(el.querySelector("[aria-selected=true]")?.textContent).toBe("3");
+  expect(el.textContent).toContain("drawing, 5 steps");
+  expect(el.querySelector(".mono b")).toBeNull();
+});
+
+test("the arrow keys scrub, and each token has its map", async () => {
+  const { el, did } = await shown(3);
+  const strip = el.querySelector(".strip") as HTMLElement;
+  for (const key of ["Home", "ArrowRight"]) strip.dispatchEvent(new KeyboardEvent("keydown", { key }));
+  expect(did).toEqual([0, 1]);
+  expect([...el.querySelectorAll(".maps code")].map((code) => code.textContent)).toEqual(["·a", "⏎"]);
+  expect(el.querySelector(".maps canvas")?.getAttribute("aria-label")).toBe("Attention to ·a: from 0 to 1");
+});
+
+test("a stop is asked for, a failure and a kernel that is gone are told", async () => {
+  const { el, view, did } = await shown(1);
+  [...el.querySelectorAll("button")].find((button) => button.textContent === "Stop")?.click();
+  expect(did).toEqual(["stop"]);
+  view.state({ name: "failed", trouble: { what: "it broke", why: "", next: "" } });
+  expect(el.querySelector(".trouble")?.textContent).toBe("it broke");
+  const { el: gone } = await shown(0, { steps: () => Promise.reject(new Error("gone")) });
+  expect(gone.querySelector(".trouble")?.textContent).toContain("could not be had");
+  const { el: empty } = await shown(0);
+  expect(empty.textContent).toContain("No picture yet");
+});

@@ -1,0 +1,122 @@
+import { expect, test } from "vitest";
+import sample from "../samples/generation_view.json";
+import { Generation, type Lane, type Measure, type Step, windowed } from "../src/views/generation_data";
+import { generationView, type Asks } from "../src/views/generation_view";
+import { Refused } from "../src/kit/requests";
+
+const soon = () => new Promise((done) => setTimeout(done, 40));
+
+async function shown(further: Partial<Asks> = {}, lanes = sample.lanes as Lane[]) {
+  const el = document.createElement("div");
+  document.body.replaceChildren(el);
+  const did: unknown[] = [];
+  const view = generationView(el, {
+    select: (step, layer) => did.push(["select", step, layer]),
+    focus: (branch) => did.push(["focus", branch]),
+    fork: (fork) => (did.push(["fork", fork]), Promise.resolve()),
+    stop: () => (did.push(["stop"]), Promise.resolve()),
+    steps: (branch, first) => Promise.resolve({ steps: (sample.steps[branch] as unknown as Step[]).slice(first, first + 2), more: first + 2 < sample.steps[branch]!.length }),
+    ...further,
+  });
+  view.about({ title: sample.title, prompt: sample.prompt, layers: sample.layers, measures: sample.measures as Measure[], forks: true });
+  view.lanes(lanes);
+  await soon();
+  return { el, view, did, tokens: () => [...el.querySelectorAll(".lanes tbody tr")].map((row) => [...row.querySelectorAll(".token")].map((token) => token.textContent)) };
+}
+
+const press = (el: HTMLElement, key: string) => el.querySelector(".lanes")?.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const step = (token: string): Step => ({ ...(sample.steps[0]![0] as unknown as Step), token });
+
+test("branches stand one below the other, aligned by step, tokens as text", async () => {
+  const { el, tokens } = await shown();
+  expect(tokens()).toEqual([["·in", "·Paris", "."], ["·Rome"]]);
+  expect(el.querySelectorAll(".lanes tbody tr")[1]?.querySelectorAll(".shared").length).toBe(1);
+  expect(el.querySelector(".prompt")?.textContent).toBe("The <b>");
+  expect(el.querySelector(".prompt b")).toBeNull();
+});
+
+test("steps fill as they come, and those that were missed are asked for", async () => {
+  const one = [{ ...sample.lanes[0], state: "running" }] as Lane[];
+  let asked = 0;
+  const { view, tokens, el } = await shown({ steps: () => Promise.resolve({ steps: asked++ ? [step("a"), step("b"), step("c")] : [], more: false }) }, one);
+  expect(tokens()).toEqual([[]]);
+  view.step(0, 0, step("a"));
+  await soon();
+  expect(tokens()).toEqual([["a"]]);
+  view.step(0, 3, step("d"));
+  await soon();
+  expect(tokens()[0]?.length).toBeGreaterThan(1);
+  expect(el.textContent).toContain("generating");
+});
+
+test("the arrow keys go over steps and branches, and tell", async () => {
+  const { el, did } = await shown();
+  press(el, "End");
+  press(el, "ArrowLeft");
+  press(el, "ArrowDown");
+  expect(did).toEqual([["select", 2, undefined], ["select", 1, undefined], ["focus", 1], ["select", 1, undefined]]);
+  expect(el.querySelector("[aria-selected=true]")?.getAttribute("aria-label")).toBe("step 1, ·Rome, probability 0.250, put there by the fork");
+  expect(el.querySelectorAll(".pair .likely").length).toBe(2);
+});
+
+test("a likely token, a typed one or an edit forks at the step", async () => {
+  const { el, did } = await shown();
+  press(el, "Home");
+  press(el, "ArrowRight");
+  const buttons = [...el.querySelectorAll<HTMLButtonElement>(".likely button")];
+  buttons.find((button) => button.textContent === "·Rome")?.click();
+  const form = el.querySelector("form") as HTMLFormElement;
+  (form.querySelector("[name=token]") as HTMLInputElement).value = " x";
+  (form.querySelector("[name=edit]") as HTMLInputElement).value = "model.h[0] = 1";
+  form.dispatchEvent(new Event("submit", { cancelable: true }));
+  expect(did.filter((it) => (it as string[])[0] === "fork")).toEqual([
+    ["fork", { branch: 0, step: 1, id: 5 }],
+    ["fork", { branch: 0, step: 1, token: " x", edit: "model.h[0] = 1" }],
+  ]);
+});
+
+test("a refusal is told in the view", async () => {
+  const { el } = await shown({ fork: () => Promise.reject(new Refused({ what: "' x' is not one token.", why: "", next: "" })) });
+  press(el, "ArrowLeft");
+  [...el.querySelectorAll<HTMLButtonElement>(".likely button:not(:disabled)")][0]?.click();
+  await soon();
+  expect(el.querySelector(".trouble")?.textContent).toContain("is not one token");
+});
+
+test("a kernel that is gone and a branch that failed are clear states", async () => {
+  const failed = [{ ...sample.lanes[0], state: "failed", trouble: { what: "it broke", why: "here", next: "" } }] as Lane[];
+  const { el } = await shown({ steps: () => Promise.reject(new Error("gone")) }, failed);
+  expect(el.querySelector(".trouble")?.textContent).toMatch(/could not be had|it broke/);
+  const { el: other } = await shown({}, failed);
+  expect(other.querySelector(".trouble")?.textContent).toContain("main: it broke");
+});
+
+test("Python's selection moves the cursor, and nothing at all is no trouble", async () => {
+  const { el, view, did } = await shown();
+  view.mark(1);
+  await soon();
+  expect(el.querySelector("[aria-selected=true]")?.textContent).toBe("·Paris");
+  view.mark(null);
+  view.mark(99);
+  expect(did).toEqual([]);
+  const { el: empty } = await shown({}, []);
+  expect(empty.textContent).toContain("nothing generated yet");
+});
+
+test("the table behind has every branch's own steps", async () => {
+  const { el } = await shown();
+  const fold = el.querySelector("details.behind") as HTMLDetailsElement;
+  fold.open = true;
+  fold.dispatchEvent(new Event("toggle"));
+  expect(fold.querySelectorAll("tbody tr").length).toBe(4);
+});
+
+test("a long text shows the steps around the one looked at", () => {
+  expect(windowed(1000, 500, 60)).toEqual([470, 530]);
+  expect(windowed(10, 3, 60)).toEqual([0, 10]);
+  expect(windowed(100, 99, 60)).toEqual([40, 100]);
+  const generation = new Generation();
+  generation.lanes = [sample.lanes[0] as Lane];
+  for (let n = 0; n < 5000; n++) expect(generation.put(0, n, step("a"))).toBe(true);
+  expect(generation.length).toBe(5000);
+});

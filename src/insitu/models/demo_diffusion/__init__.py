@@ -1,0 +1,1 @@
+"""The demo's tiny sibling for diffusion: a pipeline that draws coloured shapes from text."""

@@ -1,0 +1,1 @@
+"""The line magics: `%modules %source %cache %sites %run %lens %patch %attention %jobs`."""

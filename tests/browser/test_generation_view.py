@@ -1,0 +1,71 @@
+"""A generation in a real JupyterLab: it fills while its cell runs, is scrubbed, stopped, forked."""
+
+import pytest
+from widget_pages import open_cells, output_of, pictures
+
+pytestmark = pytest.mark.slow
+
+CELLS = [
+    "import insitu, threading, time\n"
+    "from insitu.widgets import watch_generation\n"
+    "model = insitu.LanguageModel('demo')\n"
+    "started, seen = threading.Event(), []\n"
+    "def slowly(model):\n"
+    "    time.sleep(0.15)\n"
+    "    model.layers[0].resid_post[:] += 0",
+    "view = watch_generation(model, 'The Eiffel Tower is in the city of', max_new_tokens=80,\n"
+    "                        edit=slowly)\n"
+    "view",
+    "print([(b.why, b.start, b.parent, b.state, len(b.own)) for b in view.branches])",
+]
+
+
+def test_a_generation_fills_is_stopped_and_forks(lab):
+    notebook = open_cells(lab, [CELLS[0]])
+    page = notebook.page
+    for cell in CELLS[1:]:
+        notebook.command("notebook:insert-cell-below")
+        page.evaluate(
+            "text => window.jupyterapp.shell.currentWidget.content.activeCell.model"
+            ".sharedModel.setSource(text)",
+            cell,
+        )
+    page.evaluate("() => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1; }")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-cell'); }")
+
+    view = page.locator(".insitu-generation_view")
+    view.locator(".lanes .token").nth(5).wait_for()
+    assert "generating" in view.inner_text()  # the cell is still running
+    assert view.count() == 1
+    view.get_by_role("button", name="Stop").click()
+    notebook.wait_idle()
+    view.get_by_text("stopped: what came so far is kept").wait_for()
+    assert page.locator(".insitu-generation_view").count() == 1  # its last line shows no second
+    count = view.locator(".lanes tbody tr").first.locator(".token").count()
+    assert 6 <= count < 80
+
+    view.locator(".lanes .token").nth(2).click()
+    likely = view.locator(".likely button:not(:disabled)").first
+    token = likely.inner_text().replace("·", " ")
+    likely.click()
+    view.locator(".lanes tbody tr").nth(1).locator(".token.forced").wait_for()
+    form = view.locator("form")
+    form.locator("[name=edit]").fill("model.layers[2].resid_post[:, -1] *= 0")
+    form.get_by_role("button", name="Fork at step 2").click()
+    view.locator(".lanes tbody tr").nth(2).wait_for()
+    for _ in range(2):  # the forks are long, and may be stopped too
+        stop = view.get_by_role("button", name="Stop")
+        page.wait_for_timeout(700)
+        if stop.is_visible():
+            stop.click()
+            stop.wait_for(state="hidden")
+    told = eval(output_of(notebook, 2))
+    assert told[0] == ("slowly", 0, None, "stopped", count)
+    assert {told[1][0], told[2][0]} == {repr(token), "model.layers[2].resid_post[:, -1] *= 0"}
+    assert [branch[1:3] for branch in told[1:]] == [(2, 0), (2, 0)]
+
+    view.locator(".lanes").focus()
+    page.keyboard.press("ArrowRight")
+    pictures(notebook, 1, "generation_view")
+    assert notebook.said == []
+    assert lab.outside == []

@@ -1,0 +1,242 @@
+"""What a tree of modules shows of the passes of its model, while it is open."""
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from insitu import NNsight
+from insitu.widgets import ModuleTree
+
+
+@pytest.fixture
+def trees():
+    opened = []
+
+    def of(model):
+        opened.append(ModuleTree(model))
+        return opened[-1]
+
+    yield of
+    for tree in opened:
+        tree.close()
+    deadline = time.monotonic() + 5
+    while any(t.name == "insitu-news" for t in threading.enumerate()):
+        assert time.monotonic() < deadline, "a thread of news is left"
+        time.sleep(0.02)
+
+
+def marked(tree):
+    """The paths that have each mark, once the news is out."""
+    tree._news.now()
+    module = tree._node()._module
+    paths = [name for name, _ in module.named_modules()]
+    return {
+        name: {
+            path
+            for first, last in zip(rows[::2], rows[1::2], strict=True)
+            for path in paths[first : last + 1]
+        }
+        for name, rows in tree.marks.items()
+    }
+
+
+def test_marks_are_stretches_of_rows_and_hold_until_the_next_run(llm, trees):
+    tree = trees(llm)
+    rows = list(llm._module.modules())
+    wte = rows.index(llm._module.transformer.wte)
+    tree.mark(read=[llm.transformer.wte, llm.transformer.wpe], written=[llm.transformer.wte])
+    assert tree.marks == {"read": [wte, wte + 1], "written": [wte, wte]}
+    with llm.trace("Once upon a time"):
+        llm.lm_head.output
+    assert marked(tree)["read"] == {"lm_head"}
+
+
+def test_a_trace_marks_what_ran_was_read_and_was_written(llm, trees):
+    tree = trees(llm)
+    for _ in range(2):  # the pass that learns the order of modules, and one that knows it
+        with llm.trace("Once upon a time"):
+            llm.transformer.h[0].input
+            llm.transformer.h[1].mlp.output[:, -1] = 0
+            llm.transformer.h[2].output = llm.transformer.h[2].output * 2
+            llm.transformer.h[3].attn.output
+        marks = marked(tree)
+        assert marks["read"] == {
+            *("transformer.h.0", "transformer.h.1.mlp"),
+            *("transformer.h.2", "transformer.h.3.attn"),
+        }
+        assert marks["written"] == {"transformer.h.1.mlp", "transformer.h.2"}
+        assert {"", "lm_head", "transformer.h.0.attn.c_attn"} <= marks["ran"]
+        assert "paused" not in marks
+
+
+def test_shapes_are_shown_after_the_first_pass(llm, trees):
+    tree = trees(llm)
+    assert tree.nodes["outputs"] == [""]
+    with llm.trace("Once upon a time"):
+        llm.lm_head.output
+    marked(tree)
+    row = tree.nodes["name"].index("lm_head")
+    assert tree.nodes["outputs"][tree.nodes["output"][row]].startswith("float32[1, ")
+
+
+def test_a_stopped_pass_marks_only_as_far_as_it_came(net, x, trees):
+    model = NNsight(net)
+    tree = trees(model)
+    for _ in range(2):
+        with model.trace(x) as tracer:
+            model.layer1.output[:] = 0
+            tracer.stop()
+        assert marked(tree) == {"ran": {"", "layer1"}, "read": {"layer1"}, "written": {"layer1"}}
+        with model.trace(x):
+            pass
+        assert marked(tree) == {"ran": {"", "layer1", "layer2"}}
+
+
+def test_a_pass_that_fails_marks_as_far_as_it_came(net, x, trees):
+    model = NNsight(net)
+    with model.trace(x):
+        model.layer1.output
+    tree = trees(model)
+    with pytest.raises(ZeroDivisionError), model.trace(x):
+        model.layer1.output
+        raise ZeroDivisionError
+    assert marked(tree) == {"ran": {"", "layer1"}, "read": {"layer1"}}
+
+
+def test_nothing_inside_a_skipped_module_is_marked(trees):
+    model = NNsight(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
+    tree = trees(model)
+    with model.trace(torch.rand(1, 2)):
+        model[1].skip(model[0].output)  # what skips learns no order: only what was read is known
+    assert marked(tree) == {"ran": {"0"}, "read": {"0"}, "written": {"1"}}
+    with model.trace(torch.rand(1, 2)):
+        model[1][1].output
+    with model.trace(torch.rand(1, 2)):
+        model[1].skip(model[0].output)
+    assert marked(tree) == {"ran": {"", "0"}, "read": {"0"}, "written": {"1"}}
+
+
+def test_each_step_of_a_generation_marks(llm, trees):
+    tree = trees(llm)
+    seen = []
+    with llm.generate("Once upon", max_new_tokens=3) as tracer:
+        for step in tracer.iter[:]:
+            llm.transformer.h[step].output[:] += 1
+            seen.append(marked(tree)["read"])
+    assert seen[1] == {"transformer.h.0", "transformer.h.1"}
+    assert marked(tree)["written"] == {f"transformer.h.{k}" for k in range(3)}
+    assert "lm_head" in marked(tree)["ran"]
+
+
+def test_what_invokes_read_and_write_is_marked(llm, trees):
+    tree = trees(llm)
+    with llm.trace() as tracer:
+        with tracer.invoke("Once upon a time"):
+            h = llm.transformer.h[1].output
+        with tracer.invoke("The city of Rome"):
+            llm.transformer.h[2].output[:] = h
+    marks = marked(tree)
+    assert marks["read"] == {"transformer.h.1", "transformer.h.2"}
+    assert marks["written"] == {"transformer.h.2"}
+
+
+def test_an_operation_marks_the_module_it_is_in(llm, trees):
+    tree = trees(llm)
+    with llm.trace("Once upon a time"):
+        llm.transformer.h[1].mlp.source.self_act_0.output[:] = 0
+    marks = marked(tree)
+    assert marks["read"] == marks["written"] == {"transformer.h.1.mlp"}
+
+
+def test_a_pass_held_open_is_marked_where_it_stands(llm, trees):
+    tree = trees(llm)
+    run = llm.open("Once upon a time")
+    assert marked(tree) == {}
+    run.until(llm.transformer.h[1])
+    marks = marked(tree)
+    assert marks["paused"] == {"transformer.h.1"}
+    assert "transformer.h.1.mlp" in marks["ran"]
+    assert "transformer.h.2.mlp" not in marks["ran"]
+    run.step()
+    assert marked(tree)["paused"] == {"transformer.h.2.ln_1"}
+    run.finish()
+    assert "paused" not in marked(tree)
+    assert "lm_head" in marked(tree)["ran"]
+
+
+def test_a_trace_beside_a_pass_held_open_leaves_its_marks(net, x, trees):
+    model = NNsight(net)
+    tree = trees(model)
+    run = model.open(x).until(model.layer1)
+    with model.trace(x):
+        model.layer2.output
+    assert marked(tree)["paused"] == {"layer1"}
+    assert marked(tree)["read"] == {"layer1", "layer2"}
+    run.close()
+
+
+def test_a_scan_marks_nothing(net, x, trees):
+    model = NNsight(net)
+    tree = trees(model)
+    with model.scan(x):
+        model.layer1.output
+    assert marked(tree) == {}
+
+
+def test_a_closed_tree_stops_following(net, x):
+    model = NNsight(net)
+    tree = ModuleTree(model)
+    assert model._onlookers is not None
+    tree.close()
+    assert model._onlookers is None
+
+
+def test_a_tree_that_no_view_shows_any_more_follows_nothing(net, x, trees):
+    model = NNsight(net)
+    tree = trees(model)
+    tree.answer_watched({"view": "a", "open": True})
+    tree.answer_watched({"view": "b", "open": True})
+    tree.answer_watched({"view": "a", "open": False})
+    assert model._onlookers is not None
+    tree.answer_watched({"view": "b", "open": False})
+    assert model._onlookers is None
+    tree.answer_watched({"view": "c", "open": True})
+    with model.trace(x):
+        model.layer1.output
+    assert marked(tree)["read"] == {"layer1"}
+
+
+def test_a_tree_keeps_no_module_alive(trees):
+    net = nn.Sequential(nn.Linear(2, 2))
+    model, gone = NNsight(net), weakref.ref(net[0])
+    tree = trees(model)
+    with model.trace(torch.rand(1, 2)):
+        model[0].output
+    tree._news.now()
+    del model, net
+    gc.collect()
+    assert gone() is None
+    assert len(tree.nodes["name"]) == 2
+
+
+def test_many_passes_are_told_in_few_messages(net, x, trees):
+    model = NNsight(net)
+    tree = trees(model)
+    told = []
+    tree.observe(lambda change: told.append(change["new"]), "marks")
+    began = time.monotonic()
+    while time.monotonic() - began < 0.5:
+        with model.trace(x):
+            model.layer1.output
+        with model.trace(x):
+            model.layer2.output
+    assert len(told) <= 7
+    deadline = time.monotonic() + 5
+    while tree.marks.get("read") != [2, 2]:  # the last news comes too
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
