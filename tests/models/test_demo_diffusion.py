@@ -133,7 +133,8 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, monk
     assert whole["losses"] == parts["losses"]
     for name, weight in whole["networks"].items():
         assert torch.equal(weight, parts["networks"][name]), name
-    assert DiffusionModel(folder).unet.dtype is torch.float16
+    with DiffusionModel(folder).trace("a red circle", num_inference_steps=1) as tracer:
+        assert tracer.result.images[0].size == (shapes.SIZE, shapes.SIZE)
     with pytest.raises(SystemExit, match="other settings"):
         train.train(train.Recipe(steps=5), tmp_path / "parts", resume=True)
     with pytest.raises(SystemExit, match="nothing to resume"):

@@ -84,7 +84,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   const search = h("input", { type: "search", placeholder: "Search modules", "aria-label": "Search modules by path or class" });
   const count = h("span", { class: "soft" });
   const legend = h("span", { class: "soft grow hidden", style: "text-align:right" }, ...SIGNS.slice(0, 3).flatMap(([name, sign, words]) => [h("span", { class: `mark ${name}`, "aria-hidden": "true" }, sign), ` ${words}  `]));
-  const place = h("button", { type: "button", class: "mono hidden", title: "Show where the pass stands", click: () => reveal(standing) });
+  const place = h("button", { type: "button", class: "hidden", title: "Show where the pass stands", click: () => reveal(standing) });
   const about = h("div", { class: "about", "aria-live": "polite" });
   const rows = new Rows(HEIGHT, draw, endings, { role: "tree", tabindex: "0", "aria-label": "Modules" });
   view.append(h("div", { class: "bar" }, title, search, count, legend, place), h("div", { class: "sides" }, rows.element, about));
@@ -267,7 +267,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
       legend.classList.toggle("hidden", !isMarked);
       standing = given.paused?.[0] ?? -1;
       place.classList.toggle("hidden", standing < 0);
-      place.textContent = `▶ ${path(standing) || "model"}`;
+      replace(place, "▶ ", h("code", {}, path(standing) || "model"));
       rows.refresh();
     },
     end: () => endings.run(),

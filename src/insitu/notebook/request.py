@@ -124,7 +124,7 @@ def _check(found: Taken) -> None:
     for name, others, why in _APART:
         if found.has(name) and (both := [it for it in others if found.has(it)]):
             raise UsageError(
-                f"{name} and {both[0]} exclude each other.", f"{why}.", f"leave one of them out. "
+                f"--{name[2:]} and --{both[0][2:]} exclude each other.", f"{why}.", f"leave one of them out. "
                 f"The line is {USAGE}",
             )  # fmt: skip
     name = found.value("--edit")

@@ -73,7 +73,7 @@ def _of_prompt(syntax: Syntax, found: Any, names: Any) -> tuple[Any, Any]:
     name, model, rest = model_and_rest(syntax, found, names, 1)
     if not rest:
         raise UsageError(
-            f"{syntax.magic} was given no prompt.",
+            f"%{syntax.magic[1:]} was given no prompt.",
             "it runs the model once on it.",
             f'write {syntax.magic} {name} "The Eiffel Tower is in the city of".',
         )

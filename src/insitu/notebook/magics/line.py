@@ -53,7 +53,7 @@ class Syntax:
         close = nearest(name, self.names)
         knows = f"it knows {', '.join(self.names)}." if self.options else "it has no options."
         raise UsageError(
-            f"{self.magic} has no option {name}.",
+            f"%{self.magic[1:]} has no option {name}.",
             knows,
             f"did you mean {close[0]}?" if close else f"leave it out. The line is {self.usage}",
         )
@@ -108,21 +108,21 @@ def _check(syntax: Syntax, option: Option, value: str, *, has_value: bool) -> No
     if not option.value:
         if has_value:
             raise UsageError(
-                f"{option.name} takes no value, and was given {value}.",
+                f"--{option.name[2:]} takes no value, and was given {value}.",
                 "it is there or it is not.",
                 f"write {option.name} alone. The line is {syntax.usage}",
             )
         return
     if not value or value in syntax.names:
         raise UsageError(
-            f"{option.name} was given no {option.noun}.",
+            f"--{option.name[2:]} was given no {option.noun}.",
             f"{option.does}.",
             f"write {option.example}. The line is {syntax.usage}",
         )
     if option.choices and value not in option.choices:
         close = nearest(value, option.choices)
         raise UsageError(
-            f"{option.name} knows no {value}.",
+            f"--{option.name[2:]} knows no {value}.",
             f"it knows {', '.join(option.choices)}.",
             f"did you mean {option.name} {close[0]}?" if close else f"write {option.example}.",
         )

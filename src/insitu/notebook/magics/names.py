@@ -39,12 +39,12 @@ def the_model(syntax: Syntax, names: Mapping[str, Any]) -> tuple[str, NNsight]:
         return next(iter(found.items()))
     if not found:
         raise UsageError(
-            f"{syntax.magic} found no model in this notebook.",
+            f"%{syntax.magic[1:]} found no model in this notebook.",
             "it looks for a variable that holds a wrapped model.",
             'load one: model = insitu.LanguageModel("demo").',
         )
     raise UsageError(
-        f"{syntax.magic} was given no model, and this notebook has {len(found)}.",
+        f"%{syntax.magic[1:]} was given no model, and this notebook has {len(found)}.",
         f"they are {', '.join(list(found)[:6])}.",
         f"name one. The line is {syntax.usage}",
     )
@@ -73,7 +73,7 @@ def model_and_rest(
         (name, model), rest = the_model(syntax, names), words
     if len(rest) > most:
         raise UsageError(
-            f"{syntax.magic} was given {len(rest) - most} word{'s' * (len(rest) - most > 1)} "
+            f"%{syntax.magic[1:]} was given {len(rest) - most} word{'s' * (len(rest) - most > 1)} "
             f"too many: {' '.join(rest[most:])}.",
             f"the line is {syntax.usage}",
             "put text with spaces in quotes.",
@@ -90,7 +90,7 @@ def language_model(syntax: Syntax, name: str, model: NNsight) -> LanguageModel:
     if isinstance(model, LanguageModel):
         return model
     raise UsageError(
-        f"{syntax.magic} needs a language model, and {name} is none.",
+        f"%{syntax.magic[1:]} needs a language model, and {name} is none.",
         f"it wraps {type(model._module).__name__}, without a tokenizer.",
         "wrap it with insitu.LanguageModel(module, tokenizer=tokenizer), or name another.",
     )
@@ -106,7 +106,7 @@ def value(syntax: Syntax, text: str, role: str, names: Mapping[str, Any]) -> Any
         tree = ast.parse(text, mode="eval")
     except SyntaxError:
         raise UsageError(
-            f"the {role} of {syntax.magic} is no Python expression: {text}",
+            f"the {role} of %{syntax.magic[1:]} is no Python expression: {text}",
             f"the line is {syntax.usage}",
             f"put text in quotes: {quoted(text)}.",
         ) from None
@@ -129,7 +129,7 @@ def text_of(syntax: Syntax, text: str, role: str, names: Mapping[str, Any]) -> s
     if isinstance(found, str):
         return found
     raise UsageError(
-        f"the {role} of {syntax.magic} is {type(found).__name__}, not text.",
+        f"the {role} of %{syntax.magic[1:]} is {type(found).__name__}, not text.",
         f"{text} is looked up among the notebook's variables.",
         f"put text in quotes: {quoted(text)}.",
     )
@@ -145,7 +145,7 @@ def unknown(
     if name == text and may_be_text:
         remedy = f"put text in quotes: {quoted(text)}" + (f"; or {remedy}" if close else ".")
     return UsageError(
-        f"{syntax.magic} names {name}, which this notebook does not know.",
+        f"%{syntax.magic[1:]} names {name}, which this notebook does not know.",
         f"{text} is looked up among the notebook's variables.",
         remedy,
     )
