@@ -18,7 +18,9 @@ from insitu.methods.metrics import logit_difference
 from insitu.methods.result import Result
 from insitu.widgets import AttentionView, CacheInspector, LensGrid, ModuleTree, SourceBrowser
 from insitu.widgets.base import Widget
+from insitu.widgets.job_dock import JobDock
 from insitu.widgets.patch_map import PatchMap, patch_map
+from insitu.widgets.remote_log import RemoteLog
 
 SAMPLES = Path(__file__).parents[2] / "labextension" / "samples"
 
@@ -75,6 +77,8 @@ WIDGETS = {
     "source_browser": lambda: SourceBrowser(NNsight(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))),
     "patch_map": lambda: PatchMap(small_estimate(), lambda layer, places: torch.ones(len(places))),
     "cache_inspector": lambda: CacheInspector({"x": torch.rand(3, 4)}),
+    "remote_log": RemoteLog,
+    "job_dock": JobDock,
 }
 
 

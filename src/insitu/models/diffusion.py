@@ -60,7 +60,8 @@ class DiffusionModel(NNsight):
             configs, until the first run; `scan` works on them.
         rename: further names of its modules, as for the method `rename`.
         views: view classes of its modules, as for `add_views`.
-        **settings: for `DiffusionPipeline.from_pretrained`: `dtype`, `device_map`, `variant`, …
+        **settings: for `DiffusionPipeline.from_pretrained`: `dtype` (float32 by default),
+            `device_map`, …
 
     Raises:
         ModelNotFoundError: no such folder, and no such name in the cache or on the hub.

@@ -141,17 +141,18 @@ def opened(name: str, settings: dict[str, Any]) -> Any:
 
     Args:
         name: `"demo"`, a folder, or a hub name. A folder or a cached name touches no network.
-        settings: for `DiffusionPipeline.from_pretrained`: `dtype`, `device_map`, components, …
+        settings: for `DiffusionPipeline.from_pretrained`: `dtype` (float32 by default),
+            `device_map`, components, …
 
     Raises:
         ModelNotFoundError: there is no such pipeline, or its files cannot be read.
     """
     diffusers, settings = package(), dict(settings)
     place = _place(name, settings)
-    if name in BUILT_IN:  # its file is in float16, to be small
-        settings.setdefault("dtype", torch.float32)
     if "torch_dtype" in settings:  # its name in older releases
         settings["dtype"] = settings.pop("torch_dtype")
+    # Else diffusers makes float32 of its parts, and transformers leaves its own in what was saved.
+    settings.setdefault("dtype", torch.float32)
     with _named(name), _quiet(place):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             place, local_files_only=_is_local(place, settings), **settings

@@ -124,9 +124,10 @@ def _check(found: Taken) -> None:
     for name, others, why in _APART:
         if found.has(name) and (both := [it for it in others if found.has(it)]):
             raise UsageError(
-                f"--{name[2:]} and --{both[0][2:]} exclude each other.", f"{why}.", f"leave one of them out. "
-                f"The line is {USAGE}",
-            )  # fmt: skip
+                f"--{name[2:]} and --{both[0][2:]} exclude each other.",
+                f"{why}.",
+                f"leave one of them out. The line is {USAGE}",
+            )
     name = found.value("--edit")
     if name and not name.isidentifier():
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Train the demo's diffusion pipeline from scratch on drawn shapes: about 25 minutes on one core.
+"""Train the demo's diffusion pipeline from scratch on drawn shapes: 25 minutes on one core.
 
     python -m insitu.models.demo_diffusion.train --out demo-diffusion
     python -m insitu.models.demo_diffusion.train --out demo-diffusion --resume
