@@ -17,6 +17,11 @@ SAMPLE = Path(__file__).parents[2] / "labextension" / "samples" / "run_ledger.js
 CODE = "%%trace model 'Once upon a time'\nmodel.transformer.h[1].output[:] *= {}\n"
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_runs():
+    ledger.clear()  # what the cells of other tests have left
+
+
 @pytest.fixture
 def own():
     return Ledger(kept=5)
