@@ -1,8 +1,11 @@
 """What a trace must not leave: wrappers and hooks on a module, greenlets but the parked ones."""
 
 import gc
+from itertools import compress
 
 from insitu.engine import switch
+
+_KINDS = frozenset((switch.Worker, switch.Greenlet))
 
 
 def ours_on(module):
@@ -15,7 +18,7 @@ def ours_on(module):
 def unparked():
     """The greenlets that wait somewhere, by identity, apart from this thread's parked ones."""
     switch.getcurrent()  # those that another thread let go of end when their own looks
-    kinds = (switch.Worker, switch.Greenlet)
     kept = {id(worker) for worker in switch._parked.workers}
-    alive = (o for o in gc.get_objects() if type(o) in kinds and o and o.parent)
-    return {id(o) for o in alive} - kept
+    every = gc.get_objects()
+    ours = compress(every, map(_KINDS.__contains__, map(type, every)))  # no Python for the others
+    return {id(o) for o in ours if o and o.parent} - kept

@@ -26,6 +26,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from insitu.models.demo_diffusion.networks import new_tokenizer
 
+CIRCLE = "a red circle"
+DRAWN = {"num_inference_steps": 2, "output_type": "pt", "seed": 0}
+"""A prompt, and settings with which two runs draw the same numbers."""
+
 
 def clip(width=16, words=16):
     """A text encoder of one layer, and a tokenizer."""

@@ -5,27 +5,11 @@ import threading
 import pytest
 import reference
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from checkpointed import Checkpointed
 
 from insitu import NNsight
 
-WIDTH, ROWS = 4, (3, 4)
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant=False):
-        super().__init__()
-        self.reentrant = reentrant
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(3)
-        )
-        self.head = nn.Linear(WIDTH, 2)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=self.reentrant)
-        return self.head(x)
+ROWS = (3, 4)
 
 
 @pytest.fixture(params=[False, True], ids=["not reentrant", "reentrant"])

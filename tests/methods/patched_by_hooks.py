@@ -12,6 +12,12 @@ from insitu.models.demo.knowledge import load
 
 HEADS = 4
 
+GIVING = (
+    "When Mary and John went to the store, John gave a drink to",
+    "When Mary and John went to the store, Mary gave a drink to",
+)
+SHORT = ("The Louvre is in the city of", "The Colosseum is in the city of")
+
 
 def ids_of(tokenizer, *texts):
     return torch.tensor([tokenizer(text).input_ids for text in texts])

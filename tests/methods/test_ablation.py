@@ -17,16 +17,6 @@ PAIR = ["The Eiffel Tower is in the city of", "The Trevi Fountain is in the city
 RAGGED = ["The Louvre is in the city of", "The Eiffel Tower is in the city of"]
 
 
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
-
-
-@pytest.fixture
-def paris(demo):
-    return logit_difference(demo, " Paris", " Rome")
-
-
 def encoded(demo, texts):
     return dict(demo.tokenizer(texts, return_tensors="pt", padding=True))
 

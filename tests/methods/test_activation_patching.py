@@ -2,6 +2,7 @@ import patched_by_hooks as oracle
 import pytest
 import torch
 from families import FAMILIES
+from patched_by_hooks import GIVING, SHORT
 from random_llama import tiny_llama
 
 import insitu
@@ -11,22 +12,7 @@ from insitu.methods import sweep
 from insitu.methods.activation_patching import activation_patching
 from insitu.methods.metrics import logit_difference, probability
 
-GIVING = (
-    "When Mary and John went to the store, John gave a drink to",
-    "When Mary and John went to the store, Mary gave a drink to",
-)
 TOWERS = ("The Eiffel Tower is in the city of", "The Trevi Fountain is in the city of")
-SHORT = ("The Louvre is in the city of", "The Colosseum is in the city of")
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
-
-
-@pytest.fixture
-def paris(demo):
-    return logit_difference(demo, " Paris", " Rome")
 
 
 def by_hooks(demo, pair, right, wrong, name="resid_pre"):

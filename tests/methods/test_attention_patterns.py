@@ -5,15 +5,10 @@ import torch
 from random_llama import tiny_llama
 from reference import counting
 
-from insitu import InputError, LanguageModel, UsageError
+from insitu import InputError, UsageError
 from insitu.methods import attention_patterns
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
 
 
 @torch.no_grad()

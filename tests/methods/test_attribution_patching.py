@@ -1,29 +1,13 @@
 import patched_by_hooks as oracle
 import pytest
 import torch
+from patched_by_hooks import GIVING, SHORT
 from random_llama import tiny_llama
 
-from insitu import InputError, LanguageModel
+from insitu import InputError
 from insitu.errors import MetricError
 from insitu.methods.activation_patching import activation_patching
 from insitu.methods.attribution_patching import attribution_patching
-from insitu.methods.metrics import logit_difference
-
-GIVING = (
-    "When Mary and John went to the store, John gave a drink to",
-    "When Mary and John went to the store, Mary gave a drink to",
-)
-SHORT = ("The Louvre is in the city of", "The Colosseum is in the city of")
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
-
-
-@pytest.fixture
-def mary(demo):
-    return logit_difference(demo, " Mary", " John")
 
 
 def by_hooks(demo, name, layer, pair=GIVING):

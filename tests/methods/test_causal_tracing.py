@@ -2,17 +2,12 @@ import patched_by_hooks as oracle
 import pytest
 import torch
 
-from insitu import InputError, LanguageModel, UsageError
+from insitu import InputError, UsageError
 from insitu.methods.causal_tracing import causal_tracing, noises, positions_of
 from insitu.methods.metrics import probability
 from insitu.methods.sweep import window
 
 PROMPT, SUBJECT = "The Eiffel Tower is in the city of", "The Eiffel Tower"
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
 
 
 @pytest.fixture

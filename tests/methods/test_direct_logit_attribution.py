@@ -16,11 +16,6 @@ PROMPT = "When Mary and John went to the store, John gave a drink to"
 IDS = [5, 9, 2, 40, 11]
 
 
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
-
-
 def ids_of(demo, *tokens):
     return [demo.tokenizer(token).input_ids[0] for token in tokens]
 

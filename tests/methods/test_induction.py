@@ -4,15 +4,10 @@ import pytest
 import torch
 from random_llama import tiny_llama
 
-from insitu import LanguageModel, UsageError
+from insitu import UsageError
 from insitu.methods import induction_scores
 from insitu.methods.prompts import random_tokens
 from insitu.models.demo.knowledge import attention_to
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
 
 
 @torch.no_grad()

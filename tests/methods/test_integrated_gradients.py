@@ -2,21 +2,10 @@ import patched_by_hooks as oracle
 import pytest
 import torch
 
-from insitu import InputError, InsituWarning, LanguageModel, UsageError
+from insitu import InputError, InsituWarning, UsageError
 from insitu.methods.integrated_gradients import gauss_legendre, integrated_gradients
-from insitu.methods.metrics import logit_difference
 
 PROMPT, OTHER = "The Eiffel Tower is in the city of", "The Trevi Fountain is in the city of"
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
-
-
-@pytest.fixture
-def paris(demo):
-    return logit_difference(demo, " Paris", " Rome")
 
 
 def by_hooks(demo, steps):

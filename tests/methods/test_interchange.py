@@ -2,7 +2,7 @@ import patched_by_hooks as oracle
 import pytest
 import torch
 
-from insitu import InputError, LanguageModel, UsageError
+from insitu import InputError, UsageError
 from insitu.methods.interchange import interchange
 
 PARIS, ROME, LONDON = (
@@ -12,11 +12,6 @@ PARIS, ROME, LONDON = (
 )
 CITIES = {PARIS: " Paris", ROME: " Rome", LONDON: " London"}
 BASES, SOURCES = [PARIS, ROME, LONDON], [ROME, LONDON, PARIS]
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
 
 
 def by_hooks(demo, layer, pos, mix):

@@ -14,11 +14,6 @@ PROMPT = "The Eiffel Tower is in the city of"
 IDS = [5, 9, 2, 40, 11]
 
 
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
-
-
 def streams_by_hooks(net, paths, **inputs):
     seen = outputs(net, paths, **inputs)
     return [seen[p][0][0] if isinstance(seen[p][0], tuple) else seen[p][0] for p in paths]

@@ -1,27 +1,14 @@
 import patched_by_hooks as oracle
 import pytest
 import torch
+from patched_by_hooks import GIVING
 
-from insitu import InputError, LanguageModel, UsageError
+from insitu import InputError, UsageError
 from insitu.errors import MetricError
 from insitu.methods.metrics import logit_difference
 from insitu.methods.path_patching import path_patching
 
-GIVING = (
-    "When Mary and John went to the store, John gave a drink to",
-    "When Mary and John went to the store, Mary gave a drink to",
-)
 EVERY = slice(None)
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
-
-
-@pytest.fixture
-def mary(demo):
-    return logit_difference(demo, " Mary", " John")
 
 
 class ByHooks:

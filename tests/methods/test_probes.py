@@ -7,15 +7,10 @@ import torch
 from random_llama import tiny_llama
 from reference import outputs
 
-from insitu import InputError, LanguageModel, UsageError
+from insitu import InputError, UsageError
 from insitu.methods import linear_probes
 from insitu.methods.logistic import L2
 from insitu.models.demo.words import BLAME, PRAISE, REVIEWED
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
 
 
 @pytest.fixture(scope="module")

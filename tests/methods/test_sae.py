@@ -2,7 +2,7 @@ import patched_by_hooks as oracle
 import pytest
 import torch
 
-from insitu import InputError, LanguageModel, UsageError
+from insitu import InputError, UsageError
 from insitu.methods.sae import activations_of, insert_sae, loss_recovered
 from insitu.methods.sae_features import sae_features
 from insitu.methods.sparse_autoencoder import SparseAutoencoder
@@ -13,11 +13,6 @@ TEXTS = [
     "The Colosseum is in the city of Rome.",
 ]
 PROMPT = TEXTS[2][:-6]
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,12 @@ import torch
 from random_llama import tiny_llama
 from reference import edited, outputs
 
-from insitu import InputError, LanguageModel, UsageError
+from insitu import InputError, UsageError
 from insitu.methods import logit_difference, steer, steering_sweep, steering_vectors
 from insitu.models.demo.knowledge import flipped_reviews, review_prompts
 
 GOOD = ["The movie was wonderful. I", "It was a truly great dinner. I", "The soup was perfect. I"]
 BAD = ["The movie was terrible. I", "The soup was awful. I"]
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,10 @@ import torch
 from random_llama import tiny_llama
 from reference import outputs
 
-from insitu import LanguageModel
 from insitu.methods import TunedLens, logit_lens, train_tuned_lens
 from insitu.models.demo.corpus import document
 
 PROMPT = "The Eiffel Tower is in the city of"
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return LanguageModel("demo")
 
 
 def texts(demo, count, seed):

@@ -19,7 +19,7 @@ from insitu.models.demo_diffusion.shapes import (
     random_scene,
 )
 from insitu.models.diffusion import DiffusionModel
-from insitu.models.pipelines import BUILT_IN
+from insitu.models.pipeline_files import BUILT_IN
 
 STEPS = 20
 

@@ -16,16 +16,6 @@ STEPS = 3
 DRAWN = {"num_inference_steps": STEPS, "output_type": "pt"}
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_diffusion.stable_diffusion()
-
-
-@pytest.fixture
-def sd(pipe):
-    return DiffusionModel(pipe)
-
-
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 

@@ -1,26 +1,14 @@
 """Several prompts in one run of a pipeline: each sees what it would see alone."""
 
 import pytest
-import tiny_diffusion
 import torch
 
 import insitu
 from insitu.engine.batch import Rows, plan
 from insitu.models.denoising import ImageRows
-from insitu.models.diffusion import DiffusionModel
 
 DRAWN = {"num_inference_steps": 3, "output_type": "pt"}
 CIRCLE, SQUARE, STAR = "a red circle", "a blue square", "a small green star on black"
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_diffusion.stable_diffusion()
-
-
-@pytest.fixture
-def sd(pipe):
-    return DiffusionModel(pipe)
 
 
 def close(one, other):

@@ -1,6 +1,7 @@
 """Opening pipelines: folders, loaded ones, and those whose weights come later."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -8,38 +9,24 @@ import textwrap
 import pytest
 import tiny_diffusion
 import torch
+from tiny_diffusion import CIRCLE, DRAWN
 
 import insitu
 from insitu.models.diffusion import DiffusionModel
 
-DRAWN = {"num_inference_steps": 2, "output_type": "pt", "seed": 0}
-CIRCLE = "a red circle"
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("pipelines") / "tiny"
-    tiny_diffusion.stable_diffusion().save_pretrained(place)
-    return place
-
-
-@pytest.fixture(scope="module")
-def expected():
-    return DiffusionModel(tiny_diffusion.stable_diffusion()).generate(CIRCLE, **DRAWN).images
-
-
-def test_a_folder_is_opened_quietly_and_draws_the_same(folder, expected, capsys):
-    model = DiffusionModel(folder)
+def test_a_folder_is_opened_quietly_and_draws_the_same(pipe_folder, expected, capsys):
+    model = DiffusionModel(pipe_folder)
     assert torch.equal(model.generate(CIRCLE, **DRAWN).images, expected)
     assert not any(part.training for part in model._module.modules())
     assert "Loading" not in capsys.readouterr().err
-    half = DiffusionModel(str(folder), dtype=torch.bfloat16)
+    half = DiffusionModel(str(pipe_folder), dtype=torch.bfloat16)
     assert half.unet.dtype is half.vae.dtype is torch.bfloat16
     assert half.generate(CIRCLE, **DRAWN).images.isfinite().all()
 
 
-def test_weights_are_read_when_they_are_first_needed(folder, expected):
-    model = DiffusionModel(folder, dispatch=False)
+def test_weights_are_read_when_they_are_first_needed(pipe_folder, expected):
+    model = DiffusionModel(pipe_folder, dispatch=False)
     middle = model.unet.mid_block
     assert {part.device.type for part in model._module.parameters()} == {"meta"}
     assert "(unet): UNet2DConditionModel" in repr(model)
@@ -61,12 +48,12 @@ def test_weights_are_read_when_they_are_first_needed(folder, expected):
     assert torch.equal(model.generate(CIRCLE, **DRAWN).images, expected)
 
 
-def test_weights_can_be_asked_for(folder, expected):
-    model = DiffusionModel(folder, dispatch=False)
+def test_weights_can_be_asked_for(pipe_folder, expected):
+    model = DiffusionModel(pipe_folder, dispatch=False)
     assert model.dispatch() is model
     assert model.unet.device.type == "cpu"
     assert torch.equal(model(CIRCLE, **DRAWN).images, expected)
-    shown = DiffusionModel(folder, dispatch=False).decode(torch.zeros(1, 4, 8, 8), "pt")
+    shown = DiffusionModel(pipe_folder, dispatch=False).decode(torch.zeros(1, 4, 8, 8), "pt")
     assert shown.shape == (1, 3, 16, 16)
 
 
@@ -89,13 +76,13 @@ def test_every_kind_of_pipeline_can_wait_for_its_weights(tmp_path, kind):
         assert again._step_node.output[0].shape == shape
 
 
-def test_what_is_no_pipeline_is_refused(tmp_path, folder):
+def test_what_is_no_pipeline_is_refused(tmp_path, pipe_folder):
     with pytest.raises(insitu.ModelNotFoundError, match="no such folder"):
         DiffusionModel("./nowhere")
     with pytest.raises(insitu.ModelNotFoundError, match=r"holds no model_index\.json"):
         DiffusionModel(tmp_path)
     with pytest.raises(insitu.ModelNotFoundError, match="it holds one model"):
-        DiffusionModel(folder / "unet")
+        DiffusionModel(pipe_folder / "unet")
     with pytest.raises(insitu.ModelNotFoundError, match="somebody/nothing"):
         DiffusionModel("somebody/nothing")
     with pytest.raises(insitu.InputTypeError, match="NNsight"):
@@ -105,19 +92,17 @@ def test_what_is_no_pipeline_is_refused(tmp_path, folder):
 
 
 @pytest.mark.parametrize("dispatch", [True, False])
-def test_a_folder_with_a_part_missing_is_refused_whole(folder, tmp_path, dispatch):
-    import shutil
-
+def test_a_folder_with_a_part_missing_is_refused_whole(pipe_folder, tmp_path, dispatch):
     broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
+    shutil.copytree(pipe_folder, broken)
     shutil.rmtree(broken / "vae")
     with pytest.raises(insitu.ModelNotFoundError, match="vae"):
         DiffusionModel(broken, dispatch=dispatch)
 
 
-def test_a_component_can_be_given(folder):
+def test_a_component_can_be_given(pipe_folder):
     unet = tiny_diffusion.stable_diffusion().unet
-    model = DiffusionModel(folder, unet=unet)
+    model = DiffusionModel(pipe_folder, unet=unet)
     assert model.unet._module is unet
 
 

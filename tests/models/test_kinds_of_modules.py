@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 import reference
 import torch
+from checkpointed import Checkpointed
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
-from torch.utils.checkpoint import checkpoint
 
 import insitu
 from insitu import NeverRanError, NNsight, StepError
@@ -165,21 +165,6 @@ class Structured(nn.Module):
         x, more = self.b(x)
         said = self.c(x + more["more"])
         return self.head(said.hidden + said.more[0])
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant=False):
-        super().__init__()
-        self.reentrant = reentrant
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(3)
-        )
-        self.head = nn.Linear(WIDTH, 2)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=self.reentrant)
-        return self.head(x)
 
 
 def mlp():

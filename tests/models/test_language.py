@@ -11,14 +11,6 @@ PROMPT = "The Eiffel Tower is in the city of"
 SHORT = "Once upon"
 
 
-@pytest.fixture
-def folder(tiny_gpt2, tmp_path):
-    model, tokenizer = tiny_gpt2
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
 def logits_of(llm, *args, **kwargs):
     with llm.trace(*args, **kwargs):
         return llm.lm_head.output
@@ -111,8 +103,6 @@ def test_a_setting_of_generation_on_a_trace_says_so(llm, setting):
 def test_a_setting_that_no_forward_knows_is_refused_not_ignored(llm):
     with pytest.raises(insitu.UsageError, match=r"(?s)colour.*not understood.*would ignore it"):
         llm.trace(PROMPT, colour="blue")
-    with pytest.raises(insitu.UsageError, match="no server to run on yet"):
-        llm.trace(PROMPT, remote="local")
     with pytest.raises(insitu.UsageError, match="did you mean output_hidden_states"):
         llm.trace(input_ids=[[1, 2]], output_hidden_state=True)
 

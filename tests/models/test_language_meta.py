@@ -11,14 +11,6 @@ PROMPT = "The Eiffel Tower is in the city of"
 
 
 @pytest.fixture
-def folder(tiny_gpt2, tmp_path):
-    model, tokenizer = tiny_gpt2
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
 def plain(folder):
     return LanguageModel(folder)
 

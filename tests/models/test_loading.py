@@ -23,14 +23,6 @@ PROMPT = "The Eiffel Tower is in the city of"
 
 
 @pytest.fixture
-def folder(tiny_gpt2, tmp_path):
-    model, tokenizer = tiny_gpt2
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
 def no_network(monkeypatch):
     """The hub may be asked, and every question is noted and fails."""
     asked = []

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_map_only
 
 from insitu.engine import fake_dtypes, fake_shapes
@@ -37,6 +37,11 @@ def fake_tensors(*modules: nn.Module) -> Iterator[Callable[[Any], Any]]:
             stack.enter_context(_as_before(module))
         stack.enter_context(mode)
         yield stack.enter_context(_MakeFake(mode)).fake
+
+
+def on_fakes() -> bool:
+    """Whether everything is computed on fake tensors: in a scan, or to forecast a cache."""
+    return any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack())
 
 
 class _MakeFake(TorchDispatchMode):

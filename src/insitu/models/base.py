@@ -30,16 +30,8 @@ from insitu.engine.steps import Steps, Walk, all_steps
 from insitu.engine.trace import Tracer, is_entered
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import DeviceError, InputError, InputTypeError, UsageError
-
-
-class Session:
-    """Traces that belong together. Here they run one after another, as they stand."""
-
-    def __enter__(self) -> "Session":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+from insitu.models import elsewhere
+from insitu.models.session import Session
 
 
 class NNsight(WrappedModule):
@@ -90,6 +82,7 @@ class NNsight(WrappedModule):
     _family: "WeakSet[NNsight]"
     """This wrapper and those made from it by `edit`: their modules change together."""
     _onlookers: Onlookers | None  # live views that follow every pass
+    _opened_as: str | None = None  # the name or folder a server may know it by
 
     @property
     def _model(self) -> nn.Module:
@@ -175,6 +168,8 @@ class NNsight(WrappedModule):
         Raises:
             InputError: no input was given.
         """
+        if elsewhere.wanted(kwargs):
+            return elsewhere.begin(self, "trace", args, kwargs, sys._getframe(1))
         untraced, checked = own_words(kwargs)
         tracer = Tracer(self, self._forward(args, kwargs), "trace", False)
         tracer.check = validate.check if checked else None
@@ -189,6 +184,7 @@ class NNsight(WrappedModule):
 
         Opening another pass of this model in the same thread closes the earlier one.
         """
+        elsewhere.refuse("open", kwargs)
         validate.refuse(kwargs, "open", "what runs in a pass held open is not known yet")
         call = self._forward(args, kwargs)
         return Run(self, call.alone() if call.pending else call, "trace", False)
@@ -208,18 +204,30 @@ class NNsight(WrappedModule):
         with model.scan(x):
             width = model.layer1.output.shape[-1]
         """
+        elsewhere.refuse("scan", kwargs)
         validate.wanted(kwargs)  # a scan checks its block anyway
         return Scan(self.trace(*args, **kwargs))
 
-    def session(self) -> Session:
+    def session(self, **settings: Any) -> Any:
         """Group traces that belong together: one request, where they run on a server.
 
-        with model.session():
-            with model.trace(clean):
-                h = model.layer1.output
-            with model.trace(corrupted):
-                model.layer1.output[:] = h
+            with model.session(remote=True):
+                with model.trace(clean):
+                    h = model.layer1.output
+                with model.trace(corrupted):
+                    model.layer1.output[:] = h
+
+        Args:
+            **settings: `remote=` and `blocking=` alone, as for `trace`.
         """
+        if elsewhere.wanted(settings):
+            return elsewhere.begin(self, "session", (), settings, sys._getframe(1))
+        if settings:
+            raise UsageError(
+                f"session() was given {', '.join(settings)}.",
+                "it groups traces and runs nothing itself; it takes remote= and blocking= alone.",
+                "give it to the trace that it is meant for.",
+            )
         return Session()
 
     def edit(self, *, inplace: bool = False) -> Editor:
@@ -340,18 +348,9 @@ class ToBeJoined:
 def own_words(settings: dict[str, Any]) -> tuple[bool, bool]:
     """Take our own words out of a call's settings: whether it is to be traced not at all, and
     whether its block is to be checked first.
-
-    Raises:
-        UsageError: it is to run on a server.
     """
     if not settings:
         return False, False
-    if settings.pop("remote", None):
-        raise UsageError(
-            "remote= was given, and there is no server to run on yet.",
-            "this version of Insitu runs models in this process alone.",
-            "leave remote= out.",
-        )
     return not settings.pop("trace", True), validate.wanted(settings)
 
 

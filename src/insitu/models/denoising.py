@@ -17,13 +17,13 @@ from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _disable_current_modes
 
 from insitu.engine.batch import Call, Path, Rows, Split
+from insitu.engine.fakes import on_fakes
 from insitu.engine.interleave import Pass
 from insitu.errors import UsageError
-from insitu.models import pipeline_inputs
+from insitu.models import awaited, pipeline_inputs
 from insitu.models.base import no_input
 from insitu.models.pipeline_inputs import Given
 from insitu.models.pipelines import Components, running
@@ -106,8 +106,10 @@ class Denoising:
 
     def __call__(self, run: Pass | None) -> Any:
         """Run the pipeline, and tell the pass when the last step is over."""
-        scanned = _on_fakes()
+        scanned = on_fakes()
         kwargs = dict(self.kwargs)
+        if scanned:
+            awaited.place_attributes(self.module.pipeline)
         if scanned and "output_type" in pipeline_inputs.parameters(self.module.pipeline):
             kwargs["output_type"] = "pt"  # pictures take values
         if self.seeds is not None:
@@ -243,11 +245,6 @@ class _Shown:
     def __exit__(self, *_: object) -> None:
         if self._stand_in is not None:
             self._stand_in.__dict__["real"] = self._before
-
-
-def _on_fakes() -> bool:
-    """Whether everything is computed on fake tensors: in a scan, or to forecast a cache."""
-    return any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack())
 
 
 class _Nothing:

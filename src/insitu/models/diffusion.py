@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from insitu.engine import validate
+from insitu.engine import paths, validate
+from insitu.engine.fakes import on_fakes
 from insitu.engine.held import Run
 from insitu.engine.running import anything_runs
 from insitu.engine.scan import Scan
 from insitu.engine.trace import Tracer, is_entered
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError
-from insitu.models import meta, pipeline_inputs, pipelines
+from insitu.models import awaited, elsewhere, meta, pipeline_inputs, pipelines
+from insitu.models.awaited import Awaited
 from insitu.models.base import NNsight, own_words
 from insitu.models.denoising import Denoising, PromptsToCome
 from insitu.models.latents import decoded
@@ -57,7 +59,8 @@ class DiffusionModel(NNsight):
         model: `"demo"`, a folder, a hub name, or a loaded pipeline. A folder or a name that is
             cached touches no network.
         dispatch: load the weights now. With False the components are on `meta`, made from their
-            configs, until the first run; `scan` works on them.
+            configs, each until it is first called or one of its weights is read: a run that stops
+            after the text encoder reads no denoiser. `scan` works on them.
         rename: further names of its modules, as for the method `rename`.
         views: view classes of its modules, as for `add_views`.
         **settings: for `DiffusionPipeline.from_pretrained`: `dtype` (float32 by default),
@@ -86,14 +89,21 @@ class DiffusionModel(NNsight):
             open_ = pipelines.opened if dispatch else pipelines.empty
             pipeline = open_(str(model), settings)
         super().__init__(Components(pipeline))
-        waiting = [(str(model), settings)] if is_named and not dispatch else []
-        self.__dict__["_waiting"] = waiting  # one list for this wrapper and its twins
+        waits = is_named and not dispatch
+        one_by_one = waits and awaited.can_wait(pipeline, settings)
+        self.__dict__.update(  # the same objects for this wrapper and its twins
+            _opened_as=str(model) if is_named else None,
+            _awaited=Awaited(str(model), settings, pipeline) if one_by_one else None,
+            _unread=[(str(model), settings)] if waits and not one_by_one else [],
+        )
         self._module.denoiser  # noqa: B018 - raises where there is none
         self.__dict__["_beside"] = self._module.outside_steps()
         self._name_further(rename, views)
 
-    _waiting: list[tuple[str, dict[str, Any]]]
-    """The name and the settings of weights that have not been read yet."""
+    _awaited: Awaited | None
+    """The components that wait for their weights, each by itself."""
+    _unread: list[tuple[str, dict[str, Any]]]
+    """The name and the settings of a pipeline that can only be read as a whole, and is not yet."""
 
     @property
     def pipeline(self) -> Any:
@@ -121,6 +131,8 @@ class DiffusionModel(NNsight):
             InputError: no prompt, one of a wrong kind, or no image where one is needed.
             UsageError: a setting the pipeline does not know.
         """
+        if elsewhere.wanted(kwargs):
+            return elsewhere.begin(self, "trace", args, kwargs, sys._getframe(1))
         untraced, checked = own_words(kwargs)
         call = self._request("trace", args, self._one_step(kwargs))
         tracer = Tracer(self, call, "trace", self._steps_of(call) != 1)
@@ -145,6 +157,8 @@ class DiffusionModel(NNsight):
                 the same noise whatever else is drawn with it;
                 `grad=True` lets gradients flow from step to step.
         """
+        if elsewhere.wanted(kwargs):
+            return elsewhere.begin(self, "generate", args, kwargs, sys._getframe(1))
         validate.refuse(kwargs, "generate", "a step goes on from the latents of the one before")
         untraced, _ = own_words(kwargs)
         tracer = Tracer(self, self._request("generate", args, kwargs), "generate", True)
@@ -162,6 +176,7 @@ class DiffusionModel(NNsight):
             *args, **kwargs: as for `trace`.
             generate: how many steps to hold open; one by default.
         """
+        elsewhere.refuse("open", kwargs)
         validate.refuse(kwargs, "open", "what runs in a pass held open is not known yet")
         own_words(kwargs)
         if generate is not None:
@@ -177,6 +192,7 @@ class DiffusionModel(NNsight):
         with model.scan("a red circle"):
             width = model.unet.mid_block.output.shape[1]
         """
+        elsewhere.refuse("scan", kwargs)
         validate.wanted(kwargs)
         own_words(kwargs)
         call = self._request("scan", args, self._one_step(kwargs), loads=False)
@@ -205,19 +221,60 @@ class DiffusionModel(NNsight):
         Raises:
             InputError: these are no latents of this pipeline.
         """
-        self.dispatch()
+        if not on_fakes():
+            self._read_as_a_whole()
         return decoded(self.pipeline, latents, output_type)
 
-    def dispatch(self) -> "DiffusionModel":
-        """Read the weights now, where `dispatch=False` has left them for later."""
-        if self._waiting:
-            name, settings = self._waiting[0]
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """The components whose weights have not been read yet.
+
+        model = DiffusionModel("demo", dispatch=False)
+        model.decode(latents)
+        model.waiting                   # ("text_encoder", "unet")
+        """
+        if self._unread:
+            return tuple(name for name in self._module._modules if name != "scheduler")
+        return () if self._awaited is None else self._awaited.names
+
+    def dispatch(self, *components: str) -> "DiffusionModel":
+        """Read weights now that `dispatch=False` has left for later.
+
+            model = DiffusionModel("path/to/folder", dispatch=False)
+            model.dispatch("unet")
+            model.dispatch()                            # all that still wait
+
+        Args:
+            *components: those to read; by default all.
+
+        Raises:
+            ModelNotFoundError: files are not there, or cannot be read.
+            ModelMemoryError: there is not enough memory for them.
+            UsageError: the pipeline has no such component.
+        """
+        known = [name for name in self._module._modules if name != "scheduler"]
+        for name in components:
+            if name not in known:
+                close = paths.nearest(name, known)
+                raise UsageError(
+                    f"dispatch() was given {name!r}, which is no component with weights.",
+                    f"{type(self.pipeline).__name__} has {', '.join(known)}.",
+                    f"did you mean {close[0]!r}?" if close else "leave it out, to read all.",
+                )
+        self._read_as_a_whole()
+        if self._awaited is not None:
+            self._awaited.bring(*(one for one in self.waiting if one in (components or known)))
+        return self
+
+    def _read_as_a_whole(self) -> None:
+        """Read a pipeline whose components cannot come one by one."""
+        if self._unread:
+            name, settings = self._unread[0]
             self._module.hold(pipelines.opened(name, settings))
-            self._waiting.clear()
+            self._unread.clear()
             for wrapper in self._family:
                 meta.lead_to(wrapper, self._module)
                 wrapper.__dict__["_beside"] = self._module.outside_steps()
-        return self
 
     def _request(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, loads: bool = True
@@ -225,7 +282,7 @@ class DiffusionModel(NNsight):
         """The call to be made; without a prompt, what the trace's invokes make of it."""
         given = pipeline_inputs.told_apart(self.pipeline, method, args, kwargs)
         if loads:
-            self.dispatch()
+            self._read_as_a_whole()
         prompted = pipeline_inputs.is_prompted(self.pipeline, given.inputs)
         if prompted and given.inputs.keys() - {"seed"}:
             return Denoising(self._module, given)

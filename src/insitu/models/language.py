@@ -22,7 +22,18 @@ from insitu.engine.scan import Scan
 from insitu.engine.trace import Tracer, is_entered
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InputError, UsageError
-from insitu.models import adapters, generation, inputs, kinds, limits, loading, meta, padding, words
+from insitu.models import (
+    elsewhere,
+    generation,
+    inputs,
+    kinds,
+    limits,
+    loading,
+    meta,
+    padding,
+    words,
+)
+from insitu.models.adapted import TakesAdapters
 from insitu.models.base import Forward, NNsight, own_words
 from insitu.models.generation import Generation, Generator
 from insitu.models.inputs import Given
@@ -31,7 +42,7 @@ from insitu.models.prompts import Make, PromptsToCome
 from insitu.models.standard.offer import StandardNames
 
 
-class LanguageModel(NNsight):
+class LanguageModel(TakesAdapters, NNsight):
     """Wrap a language model; text goes in, and every module in between can be read and changed.
 
         model = LanguageModel("demo")                       # ships with insitu, no download
@@ -89,6 +100,7 @@ class LanguageModel(NNsight):
             loaded = checkpoint.load() if dispatch else meta.empty(checkpoint)
         super().__init__(loaded)
         self.__dict__.update(_weights=None if dispatch else checkpoint, _told=set())
+        self.__dict__["_opened_as"] = None if checkpoint is None else checkpoint.name
         self._take_tokenizer(tokenizer, checkpoint)
         self._extras["generator"] = generator = Generator()
         self.__dict__["_beside"] = frozenset(generator.modules())
@@ -162,6 +174,8 @@ class LanguageModel(NNsight):
             InputError: no prompt, or one without tokens.
             UsageError: a setting of `generate()`, or one the model does not know.
         """
+        if elsewhere.wanted(kwargs):
+            return elsewhere.begin(self, "trace", args, kwargs, sys._getframe(1))
         untraced, checked = own_words(kwargs)
         self.dispatch()
         call = self._request("trace", args, kwargs, self._forward_of)
@@ -175,6 +189,7 @@ class LanguageModel(NNsight):
         with model.scan("The Eiffel Tower is in the city of"):
             width = model.transformer.h[2].output.shape[-1]
         """
+        elsewhere.refuse("scan", kwargs)
         own_words(kwargs)  # a scan checks its block anyway
         call = self._request("scan", args, kwargs, self._forward_of)
         return Scan(Tracer(self, call, "trace", False))
@@ -193,6 +208,8 @@ class LanguageModel(NNsight):
             **kwargs: generation settings: `max_new_tokens`, `do_sample`, …; `grad=True` lets
                 gradients flow from each step back through the cache to those before it.
         """
+        if elsewhere.wanted(kwargs):
+            return elsewhere.begin(self, "generate", args, kwargs, sys._getframe(1))
         validate.refuse(kwargs, "generate", "a generation goes on from the tokens it has chosen")
         untraced, _ = own_words(kwargs)
         self.dispatch()
@@ -211,6 +228,7 @@ class LanguageModel(NNsight):
             *args, **kwargs: as for `trace`.
             generate: hold a generation of that many tokens open instead of one forward.
         """
+        elsewhere.refuse("open", kwargs)
         validate.refuse(kwargs, "open", "what runs in a pass held open is not known yet")
         self.dispatch()
         steps = generate is not None
@@ -246,75 +264,6 @@ class LanguageModel(NNsight):
     def _more_lines(self) -> str:
         set_there = generation.told(self.generation_settings)
         return f"\nGeneration: {set_there}" if set_there else ""
-
-    # Adapters ----------------------------------------------------------------------------------
-
-    def add_adapter(self, source: Any, *, name: str | None = None) -> str:
-        """Put a PEFT adapter into the model, in place, and make it the active one.
-
-            model.add_adapter("path/to/french-lora")        # the name is then "french-lora"
-            model.add_adapter(peft.LoraConfig(r=8, target_modules=["c_attn"]), name="fresh")
-
-        Every path stays what it was: the module an adapter changes is replaced by one that calls
-        it, under the same name, and is its `base_layer`.
-
-        Args:
-            source: a folder or a hub name; or a peft config, for a fresh adapter to be trained.
-                peft then freezes all other weights.
-            name: what it is called here; a folder's own name by default.
-
-        Returns:
-            Its name.
-
-        Raises:
-            AdapterError: it cannot be read, or does not fit; the model is then as it was.
-            MissingPackageError: peft is not installed.
-        """
-        self._require_no_pass("add_adapter")
-        self.dispatch()
-        try:
-            return adapters.add(self._transformer, source, name)
-        finally:
-            self._look_again()
-
-    def set_adapter(self, name: str | None) -> None:
-        """Make one adapter the active one; with None the base model runs without any.
-
-            model.set_adapter("french-lora")
-
-        Raises:
-            AdapterError: there is none of that name.
-        """
-        self._require_no_pass("set_adapter")
-        adapters.activate(self._transformer, name)
-        self._look_again()
-
-    def remove_adapter(self, name: str) -> None:
-        """Take an adapter out; after the last one the model's own modules are in their places.
-
-            model.remove_adapter("french-lora")
-
-        Raises:
-            AdapterError: there is none of that name.
-        """
-        self._require_no_pass("remove_adapter")
-        adapters.remove(self._transformer, name)
-        self._look_again()
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters in the model, in the order they were added."""
-        return adapters.names(self._transformer)
-
-    @property
-    def active_adapters(self) -> tuple[str, ...]:
-        """The names of those that are at work."""
-        return adapters.active(self._transformer)
-
-    def _look_again(self) -> None:
-        """Modules of the model have been replaced: lead what is wrapped to those of now."""
-        for wrapper in tuple(self._family):
-            meta.lead_to(wrapper, self._module)
 
     def _require_no_pass(self, method: str) -> None:
         if any(run.root in self._family for run in around_here()):

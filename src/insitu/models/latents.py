@@ -49,7 +49,7 @@ def _pixels(pipeline: Any, vae: Any, latents: Any) -> torch.Tensor:
     if latents.shape[1] != channels:
         raise _no_latents(pipeline, latents, f"its latents have {channels} channels")
     weight = next(vae.parameters())
-    latents = latents.to(weight.device, weight.dtype)
+    latents = latents.to(getattr(vae, "device", weight.device), weight.dtype)
     mean, deviation = config.get("latents_mean"), config.get("latents_std")
     scale = config.get("scaling_factor") or 1.0
     if mean is not None and deviation is not None:

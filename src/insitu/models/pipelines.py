@@ -8,21 +8,17 @@ tree = Components(pipeline)                 # tree.unet, tree.vae, tree.text_enc
 import contextlib
 import contextvars
 import inspect
-import json
 import logging
-from collections.abc import Callable, Container, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from insitu.errors import InputTypeError, MissingPackageError, ModelNotFoundError, UsageError
+from insitu.errors import InputTypeError, MissingPackageError, UsageError
+from insitu.models import memory
+from insitu.models import pipeline_files as files
 
-BUILT_IN = {"demo": Path(__file__).parent / "demo_diffusion" / "checkpoint"}
-"""The folders of the pipelines that ship with insitu, by the names they are opened by."""
-
-_INDEX = "model_index.json"
 _SMALL_BYTES = 200_000_000  # loads in a few seconds
 _DENOISERS = ("unet", "transformer", "decoder", "prior")
 _OTHERS = ("vae", "vqvae", "vqgan", "text_encoder", "image_encoder", "safety_checker", "controlnet")
@@ -146,21 +142,36 @@ def opened(name: str, settings: dict[str, Any]) -> Any:
 
     Raises:
         ModelNotFoundError: there is no such pipeline, or its files cannot be read.
+        ModelMemoryError: there is not enough memory for them; nothing of them is left in it.
     """
-    diffusers, settings = package(), dict(settings)
-    place = _place(name, settings)
-    if "torch_dtype" in settings:  # its name in older releases
-        settings["dtype"] = settings.pop("torch_dtype")
-    # Else diffusers makes float32 of its parts, and transformers leaves its own in what was saved.
-    settings.setdefault("dtype", torch.float32)
-    with _named(name), _quiet(place):
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            place, local_files_only=_is_local(place, settings), **settings
-        )
+    diffusers = package()
+    place = files.place_of(name, settings)
+    size_bytes = files.size_bytes_of(place, settings)
+    memory.require(name, size_bytes, None, settings)
+    with memory.given(name, size_bytes), _quiet(size_bytes):
+        pipeline = _read(diffusers, name, place, settings)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.eval()
     return pipeline
+
+
+def component(name: str, settings: dict[str, Any], part: str, pipeline: Any) -> nn.Module:
+    """One component of that name's pipeline with its weights, as the whole would have it.
+
+    Args:
+        name, settings: as for `opened`.
+        part: the component.
+        pipeline: an opened one, which has the others: nothing of them is read.
+
+    Raises:
+        ModelNotFoundError: its files are not there, or cannot be read.
+    """
+    others = {key: value for key, value in pipeline.components.items() if key != part}
+    given = {**settings, **others}
+    with _quiet(1):  # who asks for one component shows a bar of its own
+        found: nn.Module = getattr(_read(package(), name, files.place_of(name, given), given), part)
+    return found
 
 
 def empty(name: str, settings: dict[str, Any]) -> Any:
@@ -169,17 +180,21 @@ def empty(name: str, settings: dict[str, Any]) -> Any:
     Raises:
         ModelNotFoundError: there is no such pipeline.
     """
-    diffusers = package()
-    place = _place(name, settings)
-    where = {"local_files_only": _is_local(place, settings)}
+    diffusers, settings = package(), _plain(settings)
+    place = files.place_of(name, settings)
+    where = {"local_files_only": files.is_local(place, settings)}
     where |= {key: settings[key] for key in ("revision", "cache_dir", "token") if key in settings}
-    with _named(name), _quiet(place):
+    with files.named(name), _quiet(files.size_bytes_of(place, settings)):
         index = diffusers.DiffusionPipeline.load_config(place, **where)
         kind = getattr(diffusers, index["_class_name"])
         parts: dict[str, Any] = {}
         for part, entry in index.items():
             if isinstance(entry, (list, tuple)) and not part.startswith("_"):
-                parts[part] = settings.get(part) or _part(diffusers, place, part, entry, where)
+                is_given = part in settings
+                made = settings[part] if is_given else _part(diffusers, place, part, entry, where)
+                if isinstance(made, nn.Module) and not is_given:
+                    nn.Module.to(made, dtype=_dtype_of(part, settings))  # theirs prints of it
+                parts[part] = made
         takes = inspect.signature(kind.__init__).parameters
         more = {k: v for k, v in index.items() if k in takes and k not in parts}
         return kind(**parts, **more)
@@ -230,6 +245,31 @@ def require_pipeline(value: Any) -> Any:
     )
 
 
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by the names of now, with float32 where no dtype is given.
+
+    diffusers makes float32 of its parts, and transformers leaves its own in what was saved.
+    """
+    settings = dict(settings)
+    if "torch_dtype" in settings:  # its name in older releases
+        settings["dtype"] = settings.pop("torch_dtype")
+    settings.setdefault("dtype", torch.float32)
+    return settings
+
+
+def _dtype_of(part: str, settings: dict[str, Any]) -> Any:
+    dtype = settings["dtype"]
+    dtype = dtype.get(part, dtype.get("default")) if isinstance(dtype, dict) else dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _read(diffusers: Any, name: str, place: str, settings: dict[str, Any]) -> Any:
+    with files.named(name):
+        return diffusers.DiffusionPipeline.from_pretrained(
+            place, local_files_only=files.is_local(place, settings), **_plain(settings)
+        )
+
+
 def _part(diffusers: Any, place: str, name: str, entry: Any, where: dict[str, Any]) -> Any:
     """One component: a module from its config, on `meta`; anything else as it is."""
     library, kind_name = entry
@@ -254,54 +294,10 @@ def _part(diffusers: Any, place: str, name: str, entry: Any, where: dict[str, An
         return kind.from_config(config).eval()
 
 
-def _place(name: str, given: Container[str]) -> str:
-    """The folder of a name, in which every part is that is not given; or the name, for the hub."""
-    place = str(BUILT_IN.get(name, name))
-    folder = Path(place).expanduser()
-    if folder.is_dir():
-        if not (folder / _INDEX).exists():
-            alone = (folder / "config.json").exists()
-            raise _not_found(
-                name,
-                f"the folder holds no {_INDEX}, which every pipeline's has"
-                + ("; it holds one model" if alone else ""),
-            )
-        if missing := _parts_missing(folder, given):
-            raise _not_found(name, f"its {_INDEX} names {missing[0]}, and it has no such folder")
-        return str(folder)
-    if place.startswith((".", "/", "~")):
-        raise _not_found(name, "there is no such folder")
-    return place
-
-
-def _parts_missing(folder: Path, given: Container[str]) -> list[str]:
-    try:
-        index = json.loads((folder / _INDEX).read_text())
-    except ValueError:
-        return []  # diffusers says what is wrong with it
-    return [
-        part
-        for part, entry in index.items()
-        if isinstance(entry, list) and entry[0] and part not in given
-        if not (folder / part).is_dir()
-    ]
-
-
-def _is_local(place: str, settings: dict[str, Any]) -> bool:
-    """Whether a pipeline can be opened without asking the hub."""
-    if Path(place).is_dir():
-        return True
-    from huggingface_hub import try_to_load_from_cache
-
-    where = {key: settings.get(key) for key in ("cache_dir", "revision")}
-    return isinstance(try_to_load_from_cache(place, _INDEX, **where), str)
-
-
 @contextlib.contextmanager
-def _quiet(place: str) -> Iterator[None]:
+def _quiet(size_bytes: int) -> Iterator[None]:
     """No progress bars for weights that load in a blink."""
-    files = Path(place).rglob("*.safetensors") if Path(place).is_dir() else ()
-    if not 0 < sum(file.stat().st_size for file in files) < _SMALL_BYTES:
+    if not 0 < size_bytes < _SMALL_BYTES:
         yield
         return
     import transformers
@@ -316,23 +312,3 @@ def _quiet(place: str) -> Iterator[None]:
     finally:
         for one in shown:
             one.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ModelNotFoundError:
-        raise
-    except (OSError, json.JSONDecodeError, KeyError, AttributeError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _not_found(name, why) from error
-
-
-def _not_found(name: str, why: str) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        f"the pipeline {name!r} could not be opened.",
-        f"{why}.".replace("..", "."),
-        f"give a pipeline's folder ({_INDEX} and a folder for each component), a hub name, or "
-        '"demo", which is built in.',
-    )

@@ -9,7 +9,6 @@
 
 import argparse
 import copy
-import csv
 import math
 import pathlib
 import random
@@ -31,11 +30,22 @@ from transformers import (
 
 from insitu.models.demo.corpus import document, repeated_tokens
 from insitu.models.demo.tokenizer import train_tokenizer
+from insitu.models.training import (
+    SAVE_EVERY,
+    adamw,
+    decayed,
+    load_state,
+    plot_losses,
+    require_run,
+    save_state,
+    take_step,
+    warmed_cosine,
+    write_losses,
+)
 
 IGNORED = -100
 CONTEXT = 128
 TOKENS_PER_STEP = 3072
-SAVE_EVERY = 250
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,7 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine down to 2 % of the peak."""
-        if step < self.warmup_steps:
-            return self.peak_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.peak_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        return warmed_cosine(self.peak_rate, step, self.steps, self.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -156,17 +163,6 @@ def batch_of(step: int, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> B
     )
 
 
-def optimizer_of(model: GPT2LMHeadModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW, with weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.98), fused=True)
-
-
 def loss_nats(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
     """Mean cross-entropy of a batch; logits are computed only where there is a target."""
     hidden = model.transformer(batch.ids, position_ids=batch.positions).last_hidden_state
@@ -184,13 +180,8 @@ def steps_of(
     """Take the steps from `start` on, yielding each step's number and loss."""
     model.train()
     for step in range(start, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
         loss = loss_nats(model, batch_of(step, recipe, tokenizer))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        take_step(optimizer, loss, model.parameters(), recipe.rate(step))
         yield step, loss.item()
 
 
@@ -204,10 +195,9 @@ def train(recipe: Recipe, out: pathlib.Path, *, resume: bool = False) -> pathlib
     torch.manual_seed(recipe.seed)
     tokenizer = tokenizer_of(out) if resume else train_tokenizer()
     model = new_model(tokenizer)
-    optimizer = optimizer_of(model, recipe)
-    losses: list[float] = []
-    if resume:
-        losses = load_state(out / "training.pt", model, optimizer, recipe)
+    optimizer = adamw(decayed(model.parameters(), recipe.weight_decay), recipe.peak_rate)
+    parts = {"model": model, "optimizer": optimizer}
+    losses: list[float] = load_state(out / "training.pt", parts, recipe) if resume else []
     start = len(losses)
     steps = steps_of(model, optimizer, tokenizer, recipe, start)
     bar = tqdm(steps, total=recipe.steps, initial=start, unit="step", mininterval=2.0)
@@ -215,62 +205,17 @@ def train(recipe: Recipe, out: pathlib.Path, *, resume: bool = False) -> pathlib
         losses.append(loss)
         bar.set_postfix(loss_nats=f"{loss:.3f}", refresh=False)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
-            save_state(out / "training.pt", model, optimizer, recipe, losses)
+            save_state(out / "training.pt", parts, recipe, losses)
             export(model, tokenizer, out / "checkpoint")
-            write_losses(losses, out / "loss.csv")
+            write_losses(out / "loss.csv", ("step", "loss_nats"), enumerate(losses))
     return out / "checkpoint"
 
 
 def tokenizer_of(out: pathlib.Path) -> PreTrainedTokenizerFast:
     """The tokenizer a run began with, which stays its own even if the corpus has changed since."""
     folder = out / "checkpoint"
-    if not folder.exists():
-        raise SystemExit(
-            f"{folder} was not found, so there is nothing to resume.\n"
-            f"Why: a run is saved there every {SAVE_EVERY} steps; none has been saved.\n"
-            "Next: start without --resume, or name the run's folder with --out."
-        )
+    require_run(folder)
     return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
-
-
-def save_state(
-    path: pathlib.Path,
-    model: GPT2LMHeadModel,
-    optimizer: torch.optim.AdamW,
-    recipe: Recipe,
-    losses: list[float],
-) -> None:
-    """Write what `--resume` needs, replacing the old file only when the new one is whole."""
-    state = {
-        "recipe": vars(recipe),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "losses": losses,
-    }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def load_state(
-    path: pathlib.Path, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, recipe: Recipe
-) -> list[float]:
-    """Restore a run that was interrupted; returns the losses of the steps already taken.
-
-    Raises:
-        SystemExit: the run was made by another recipe.
-    """
-    state = torch.load(path, weights_only=True)
-    if state["recipe"] != vars(recipe):
-        raise SystemExit(
-            f"{path} belongs to a run with other settings.\n"
-            f"Why: it was made with {state['recipe']}, now asked for {vars(recipe)}.\n"
-            "Next: give the same --steps and --seed, or another --out."
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    losses: list[float] = state["losses"]
-    return losses
 
 
 def export(
@@ -286,41 +231,6 @@ def export(
     )
     halved.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def write_losses(losses: list[float], path: pathlib.Path) -> None:
-    """Write `step,loss_nats` lines."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("step", "loss_nats"))
-        writer.writerows((step, f"{loss:.5f}") for step, loss in enumerate(losses))
-
-
-def plot_losses(csv_path: pathlib.Path, html_path: pathlib.Path) -> None:
-    """Draw the loss of every step as a page of its own.
-
-        plot_losses(out / "loss.csv", out / "loss.html")
-
-    Raises:
-        SystemExit: plotly is not installed.
-    """
-    try:
-        from plotly import graph_objects
-    except ImportError:
-        raise SystemExit(
-            "The loss plot needs plotly, which is not installed.\n"
-            f"Why: the plot is optional; the numbers are in {csv_path}.\n"
-            "Next: pip install plotly"
-        ) from None
-    with csv_path.open() as file:
-        lines = list(csv.DictReader(file))
-    figure = graph_objects.Figure(
-        graph_objects.Scatter(
-            x=[int(line["step"]) for line in lines], y=[float(line["loss_nats"]) for line in lines]
-        )
-    )
-    figure.update_layout(xaxis_title="step", yaxis_title="loss (nats per token)")
-    figure.write_html(html_path, include_plotlyjs="cdn")
 
 
 def main() -> None:

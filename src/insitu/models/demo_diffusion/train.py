@@ -10,8 +10,6 @@ and the text encoder learn to denoise what the autoencoder makes of them.
 
 import argparse
 import copy
-import csv
-import math
 import pathlib
 import random
 from collections.abc import Iterator
@@ -31,8 +29,16 @@ from insitu.models.demo_diffusion.networks import (
     new_vae,
 )
 from insitu.models.demo_diffusion.shapes import draw, random_scene
+from insitu.models.training import (
+    SAVE_EVERY,
+    load_state,
+    save_state,
+    take_step,
+    warmed_cosine,
+    warmed_plateau,
+    write_losses,
+)
 
-SAVE_EVERY = 250
 UNCONDITIONAL = 0.12
 """Share of images whose caption is dropped, so that guidance has something to move away from."""
 AVERAGED = 0.996
@@ -70,22 +76,6 @@ class Networks(nn.Module):
         self.register_buffer("latent_scale", torch.ones(()))
         self.tokenizer = new_tokenizer()
         self.scheduler = new_scheduler()
-
-
-def rate(peak: float, step: int, steps: int, warmup: int) -> float:
-    """Learning rate of a step: linear warm-up, constant, and a cosine down over the last third."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = max(0.0, (step - steps * 2 / 3) / (steps / 3))
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-def cosine(peak: float, step: int, steps: int, warmup: int) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine down to 2 % of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def batch_of(
@@ -136,8 +126,8 @@ def fit_vae(
     for step in range(start, recipe.vae_steps):
         images, _, noise = batch_of("vae", step, recipe.seed, recipe.vae_batch)
         loss = vae_loss(networks, images, noise)
-        now = cosine(recipe.vae_rate, step, recipe.vae_steps, recipe.warmup_steps)
-        _take_step(optimizer, loss, networks.vae, now)
+        now = warmed_cosine(recipe.vae_rate, step, recipe.vae_steps, recipe.warmup_steps)
+        take_step(optimizer, loss, networks.vae.parameters(), now)
         if step + 1 == recipe.vae_steps:
             with torch.no_grad():
                 latents = networks.vae.encode(images).latent_dist.mode()
@@ -152,25 +142,14 @@ def fit_unet(
     trained = nn.ModuleDict({"unet": networks.unet, "text_encoder": networks.text_encoder})
     for step in range(start, recipe.steps):
         loss = denoising_loss(networks, *batch_of("unet", step, recipe.seed, recipe.batch))
-        now = rate(recipe.rate, step, recipe.steps, recipe.warmup_steps)
-        _take_step(optimizer, loss, trained, now)
+        now = warmed_plateau(recipe.rate, step, recipe.steps, recipe.warmup_steps)
+        take_step(optimizer, loss, trained.parameters(), now)
         kept = min(AVERAGED, (step + 1) / (step + 10))
         with torch.no_grad():
             averages: list[Tensor] = list(networks.averaged.parameters())
             weights: list[Tensor] = list(trained.parameters())
             torch._foreach_lerp_(averages, weights, 1 - kept)
         yield loss.item()
-
-
-def _take_step(
-    optimizer: torch.optim.Optimizer, loss: Tensor, trained: nn.Module, rate: float
-) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-    optimizer.step()
 
 
 def train(recipe: Recipe, out: pathlib.Path, *, resume: bool = False) -> pathlib.Path:
@@ -187,9 +166,10 @@ def train(recipe: Recipe, out: pathlib.Path, *, resume: bool = False) -> pathlib
         "vae": torch.optim.AdamW(networks.vae.parameters(), betas=(0.9, 0.98), weight_decay=0.0),
         "unet": torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     }
+    parts = {"networks": networks, **{f"{name}_optimizer": one for name, one in optimizers.items()}}
     losses: dict[str, list[float]] = {"vae": [], "unet": []}
     if resume:
-        losses = load_state(out / "training.pt", networks, optimizers, recipe)
+        losses = load_state(out / "training.pt", parts, recipe)
     for name, fit, total in (
         ("vae", fit_vae, recipe.vae_steps),
         ("unet", fit_unet, recipe.steps),
@@ -201,60 +181,11 @@ def train(recipe: Recipe, out: pathlib.Path, *, resume: bool = False) -> pathlib
             done.append(loss)
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if len(done) % SAVE_EVERY == 0 or len(done) == total:
-                save_state(out / "training.pt", networks, optimizers, recipe, losses)
+                save_state(out / "training.pt", parts, recipe, losses)
                 export(networks, out / "checkpoint")
-                write_losses(losses, out / "loss.csv")
+                rows = ((n, i, loss) for n, them in losses.items() for i, loss in enumerate(them))
+                write_losses(out / "loss.csv", ("network", "step", "loss"), rows, digits=6)
     return out / "checkpoint"
-
-
-def save_state(
-    path: pathlib.Path,
-    networks: Networks,
-    optimizers: dict[str, torch.optim.AdamW],
-    recipe: Recipe,
-    losses: dict[str, list[float]],
-) -> None:
-    """Write what `--resume` needs, replacing the old file only when the new one is whole."""
-    state = {
-        "recipe": vars(recipe),
-        "networks": networks.state_dict(),
-        "optimizers": {name: one.state_dict() for name, one in optimizers.items()},
-        "losses": losses,
-    }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def load_state(
-    path: pathlib.Path,
-    networks: Networks,
-    optimizers: dict[str, torch.optim.AdamW],
-    recipe: Recipe,
-) -> dict[str, list[float]]:
-    """Restore a run that was interrupted; returns the losses of the steps already taken.
-
-    Raises:
-        SystemExit: there is no such run, or it was made by another recipe.
-    """
-    if not path.exists():
-        raise SystemExit(
-            f"{path} was not found, so there is nothing to resume.\n"
-            f"Why: a run is saved there every {SAVE_EVERY} steps; none has been saved.\n"
-            "Next: start without --resume, or name the run's folder with --out."
-        )
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    if state["recipe"] != vars(recipe):
-        raise SystemExit(
-            f"{path} belongs to a run with other settings.\n"
-            f"Why: it was made with {state['recipe']}, now asked for {vars(recipe)}.\n"
-            "Next: give the same --steps and --seed, or another --out."
-        )
-    networks.load_state_dict(state["networks"])
-    for name, one in optimizers.items():
-        one.load_state_dict(state["optimizers"][name])
-    losses: dict[str, list[float]] = state["losses"]
-    return losses
 
 
 def export(networks: Networks, folder: pathlib.Path) -> None:
@@ -276,15 +207,6 @@ def export(networks: Networks, folder: pathlib.Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
-
-
-def write_losses(losses: dict[str, list[float]], path: pathlib.Path) -> None:
-    """Write `network,step,loss` lines."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("network", "step", "loss"))
-        for name, values in losses.items():
-            writer.writerows((name, step, f"{loss:.6f}") for step, loss in enumerate(values))
 
 
 def main() -> None:

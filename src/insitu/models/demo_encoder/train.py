@@ -21,23 +21,22 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from insitu.models.demo.train import (
-    IGNORED,
-    Recipe,
-    load_state,
-    optimizer_of,
-    plot_losses,
-    save_state,
-    tokenizer_of,
-    waves,
-    write_losses,
-)
+from insitu.models.demo.train import IGNORED, Recipe, tokenizer_of, waves
 from insitu.models.demo_encoder.corpus import sentence
 from insitu.models.demo_encoder.tokenizer import LONGEST, make_tokenizer
+from insitu.models.training import (
+    SAVE_EVERY,
+    adamw,
+    decayed,
+    load_state,
+    plot_losses,
+    save_state,
+    take_step,
+    write_losses,
+)
 
 LENGTHS = (16, 24, 32, 48)
 TOKENS_PER_STEP = 2048
-SAVE_EVERY = 250
 STEPS = 5000
 PEAK_RATE = 1.5e-3
 
@@ -148,13 +147,8 @@ def steps_of(
     """Take the steps from `start` on, yielding each step's number and loss."""
     model.train()
     for step in range(start, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
         loss = loss_nats(model, batch_of(step, recipe, tokenizer))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        take_step(optimizer, loss, model.parameters(), recipe.rate(step))
         yield step, loss.item()
 
 
@@ -168,8 +162,9 @@ def train(recipe: Recipe, out: pathlib.Path, *, resume: bool = False) -> pathlib
     torch.manual_seed(recipe.seed)
     tokenizer = tokenizer_of(out) if resume else make_tokenizer()
     model = new_model(tokenizer)
-    optimizer = optimizer_of(model, recipe)
-    losses = load_state(out / "training.pt", model, optimizer, recipe) if resume else []
+    optimizer = adamw(decayed(model.parameters(), recipe.weight_decay), recipe.peak_rate)
+    parts = {"model": model, "optimizer": optimizer}
+    losses: list[float] = load_state(out / "training.pt", parts, recipe) if resume else []
     start = len(losses)
     steps = steps_of(model, optimizer, tokenizer, recipe, start)
     bar = tqdm(steps, total=recipe.steps, initial=start, unit="step", mininterval=2.0)
@@ -177,9 +172,9 @@ def train(recipe: Recipe, out: pathlib.Path, *, resume: bool = False) -> pathlib
         losses.append(loss)
         bar.set_postfix(loss_nats=f"{loss:.3f}", refresh=False)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
-            save_state(out / "training.pt", model, optimizer, recipe, losses)
+            save_state(out / "training.pt", parts, recipe, losses)
             export(model, tokenizer, out / "checkpoint")
-            write_losses(losses, out / "loss.csv")
+            write_losses(out / "loss.csv", ("step", "loss_nats"), enumerate(losses))
     return out / "checkpoint"
 
 

@@ -28,6 +28,7 @@ from insitu.models.demo_vision.scenes import (
     paint,
     random_scene,
 )
+from insitu.models.training import take_step
 
 PATCH = 8
 _AROUND = 12.0
@@ -59,17 +60,12 @@ def taught(tower: Any, recipe: TowerRecipe) -> Iterator[float]:
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     patches = patches_of_places()
     for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
         pixels, shapes, colours = _batch(step, recipe)
         hidden = tower(pixels).last_hidden_state
         told = readout(torch.einsum("pk,nkd->npd", patches, hidden)).flatten(0, 1)
         loss = functional.cross_entropy(told[:, :kinds], shapes)
         loss = loss + functional.cross_entropy(told[:, kinds:], colours)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        take_step(optimizer, loss, weights, recipe.rate(step))
         yield loss.item()
 
 

@@ -7,8 +7,6 @@
 
 import argparse
 import copy
-import csv
-import math
 import pathlib
 import random
 from collections.abc import Iterator
@@ -31,6 +29,7 @@ from insitu.models.demo_vision.questions import WITHOUT_IMAGE, any_question
 from insitu.models.demo_vision.scenes import SIZE, Scene, random_scene
 from insitu.models.demo_vision.tokenizer import CONTEXT, PATCH, new_processor
 from insitu.models.demo_vision.tower import TowerRecipe, pixels_of, taught
+from insitu.models.training import adamw, decayed, take_step, warmed_cosine, write_losses
 
 IGNORED = -100
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
@@ -61,10 +60,7 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine down to 2 % of the peak."""
-        if step < self.warmup_steps:
-            return self.peak_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.peak_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        return warmed_cosine(self.peak_rate, step, self.steps, self.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -170,16 +166,13 @@ def loss_nats(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
 
 def optimizer_of(model: LlavaForConditionalGeneration, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW, with weight decay on matrices only; a group's `share` is that of the learning rate."""
-    groups = []
+    groups: list[dict[str, Any]] = []
     of_tower = set(model.model.vision_tower.parameters())
     for is_in_tower in (False, True):
         weights = [p for p in model.parameters() if (p in of_tower) is is_in_tower]
         share = recipe.tower_rate if is_in_tower else 1.0
-        matrices = [p for p in weights if p.dim() > 1]
-        vectors = [p for p in weights if p.dim() <= 1]
-        groups.append({"params": matrices, "weight_decay": recipe.weight_decay, "share": share})
-        groups.append({"params": vectors, "weight_decay": 0.0, "share": share})
-    return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.98), fused=True)
+        groups += [{**group, "share": share} for group in decayed(weights, recipe.weight_decay)]
+    return adamw(groups, recipe.peak_rate)
 
 
 def steps_of(
@@ -205,13 +198,8 @@ def round_of(
         weight.data = weight.data.half().float()
     optimizer = optimizer_of(model, recipe)
     for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step) * group["share"]
         loss = loss_nats(model, batch_of(number * recipe.steps + step, recipe, processor))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        take_step(optimizer, loss, model.parameters(), recipe.rate(step))
         yield loss.item()
 
 
@@ -227,12 +215,13 @@ def train(recipe: Recipe, out: pathlib.Path) -> pathlib.Path:
     model = new_model(processor)
     total = recipe.tower.steps + recipe.rounds * recipe.steps
     bar = tqdm(steps_of(model, processor, recipe), total=total, unit="step", mininterval=5.0)
-    with (out / "loss.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("step", "trained", "loss_nats"))
+
+    def rows() -> Iterator[tuple[int, str, float]]:
         for step, (part, loss) in enumerate(bar):
-            writer.writerow((step, part, f"{loss:.5f}"))
             bar.set_postfix(loss_nats=f"{loss:.3f}", refresh=False)
+            yield step, part, loss
+
+    write_losses(out / "loss.csv", ("step", "trained", "loss_nats"), rows())
     export(model, processor, out / "checkpoint")
     return out / "checkpoint"
 
