@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 ACCEPTANCE := ../shared/acceptance
+# Processes that share the tests; each holds torch and the models, about a gigabyte.
+WORKERS ?= 2
 BUNDLE := src/insitu/widgets/bundles/module_tree.js
 NODE := labextension/node_modules/.package-lock.json
 
-.PHONY: demo lab test browser test-all coverage check fix families bench size picture widgets clean
+.PHONY: demo lab test browser test-all coverage check fix families figures bench budgets gallery size picture widgets clean
 
 # Run the main job on the demo model: print what it found, write demo.html.
 demo: $(VENV)/lab
@@ -21,7 +23,7 @@ lab: $(VENV)/lab
 # The specification, the notebooks, and the acceptance suite where it is there.
 test: $(VENV)/dev $(BUNDLE)
 	$(NPM) test --silent
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not network"
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -W default notebooks
 	@if [ -d $(ACCEPTANCE) ]; then \
 	  ACCEPTANCE_XFAIL=tests/acceptance_xfail.txt \
@@ -62,11 +64,24 @@ size: $(VENV)/dev
 families: $(VENV)/dev
 	$(BIN)/python tools/families.py
 
+# The figure of each method in docs/methods.md, drawn by its program there in Debian's chromium.
+# `make figures FIGURES="logit_lens steering"` for some of them.
+figures: $(VENV)/dev
+	$(BIN)/python tools/method_figures.py $(FIGURES)
+
 # Against raw hooks, nnsight, TransformerLens and pyvene, in an environment of its own (2 GB).
 # `make bench BENCH="overhead growth --quick"` for some of it.
 BENCH ?= --json build/benchmarks.json
 bench: .venv-bench/done
 	.venv-bench/bin/python -m benchmarks.run $(BENCH)
+
+# Every budget of the widgets and notebooks beside what is measured; in docs/widgets.md too.
+budgets: $(VENV)/dev $(BUNDLE)
+	$(BIN)/python tools/budgets.py --write
+
+# The pictures of docs/widgets.md, light and dark, in a minute.
+gallery: $(VENV)/dev $(BUNDLE)
+	$(BIN)/python tools/gallery.py
 
 # The widgets' front ends. An install builds them too, with a node of its own where there is none.
 widgets: $(BUNDLE)
@@ -89,7 +104,7 @@ $(VENV)/lab: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt
-	$(call INSTALL,$(VENV)) torch -e ".[lab,adapters,diffusion,dev]"
+	$(call INSTALL,$(VENV)) torch -e ".[lab,adapters,diffusion,serve,dev]"
 	@touch $@ $(VENV)/lab
 
 .venv-bench/done: pyproject.toml constraints.txt

@@ -11,6 +11,8 @@ import insitu
 import insitu.methods
 from insitu import LanguageModel, NNsight, errors
 from insitu.models import memory
+from insitu.remote.client import connection, job, refusals, told, words
+from insitu.remote.protocol import Fault
 
 # Bad input --------------------------------------------------------------------------------------
 
@@ -96,6 +98,9 @@ BASES = {
     "GradientError": RuntimeError, "ScanError": RuntimeError, "SourceError": OSError,
     "EditsFileError": OSError,
     "UnknownOperationError": AttributeError,
+    "ServerError": RuntimeError, "ServerUnreachableError": ConnectionError,
+    "ServerRefusedError": RuntimeError, "QueueFullError": RuntimeError,
+    "JobLostError": RuntimeError, "JobTimeoutError": TimeoutError, "RemoteError": RuntimeError,
 }  # fmt: skip
 
 
@@ -215,6 +220,55 @@ def trigger_adapter(model, x, llm):
 
 def trigger_model_memory(model, x, llm):
     memory.require("a model", 10**18, llm.config, {})
+
+
+class Answered:
+    """An answer that is no success, and gives no reason."""
+
+    url = "http://127.0.0.1:9"
+
+    def __init__(self, status):
+        self.status = status
+
+    def header(self, name):
+        return ""
+
+    def body(self, most, within_s=0):
+        return b""
+
+
+def ended(phase, fault=None):
+    with connection.Connection("http://127.0.0.1:9") as nobody:
+        raise job.RemoteJob(nobody, "5f")._failure(told.End(phase, "it says no", fault, None))
+
+
+def trigger_server(model, x, llm):
+    words.whole({"done": -1}, "done", most=9)
+
+
+def trigger_server_unreachable(model, x, llm):
+    with connection.Connection("http://127.0.0.1:9") as nobody:
+        nobody.info()
+
+
+def trigger_server_refused(model, x, llm):
+    raise refusals.of(Answered(403))
+
+
+def trigger_queue_full(model, x, llm):
+    raise refusals.of(Answered(429))
+
+
+def trigger_job_lost(model, x, llm):
+    ended("CANCELLED")
+
+
+def trigger_job_timeout(model, x, llm):
+    ended("TIMEOUT")
+
+
+def trigger_remote(model, x, llm):
+    ended("ERROR", Fault("lab.OddError", "no."))
 
 
 def trigger_unknown_setting(model, x, llm):

@@ -63,6 +63,17 @@ def notebook(text: str) -> Found:
         at += 1
 
 
+def numbered(text: str) -> Found:
+    """Cells begin below `[4]:`; what they printed and prose follow them."""
+    lines, at = text.splitlines(), 0
+    while at < len(lines):
+        if re.fullmatch(r"\[\d+\]:", lines[at]):
+            code, used = longest(lines[at + 1 :])
+            yield at + 2, code
+            at += used
+        at += 1
+
+
 FENCE = re.compile(r"([ >]*)```python")
 
 
@@ -174,6 +185,7 @@ def _dedented(lines: list[str], margin: str) -> str:
 
 
 CUTS: dict[str, Callable[[str], Found]] = {
+    "000": numbered,
     "001": prose,
     "002": flattened,
     "003": fenced,

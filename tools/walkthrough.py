@@ -11,20 +11,23 @@ the table has to go.
 """
 
 import argparse
+import atexit
 import io
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from demo_server import demo_server
 from IPython.core.interactiveshell import InteractiveShell
 from reference_cells import CUTS, Cell, cells
 from traitlets.config import Config
@@ -39,16 +42,27 @@ class Instead:
     """A pattern in cells, what stands there instead, and why."""
 
     pattern: str
-    text: str
+    text: str | Callable[[re.Match[str]], str]
     why: str
 
 
 INSTEAD = (
-    Instead(r"(?m)^ *!pip .*\n", "", "what is needed is installed"),
+    Instead(r"(?m)^( *)!pip .*\n", r"\1pass\n", "what is needed is installed"),
     Instead(
         r"""(LanguageModel\(\s*)["'](openai-community/gpt2|gpt2|meta-llama/[\w.-]+)["']""",
         r'\1"demo"',
         "the model that ships with insitu",
+    ),
+    Instead(r"(?m)^nnsight\.local\(\)#$", "", "the heading that follows"),
+    Instead(
+        r"(llama|model)\.model\.layers\[(-1|31|1)\]\.output(\[0\])?",
+        lambda it: f"{it[1]}.transformer.h[{it[2].replace('31', '5')}].output",
+        "the demo model's names; in transformers 5 a block returns a tensor, in 4 a tuple",
+    ),
+    Instead(
+        r"(?m)^.*(set_default_api_key|YOUR_HUGGING_FACE_TOKEN).*\n?",
+        "",
+        "the server here knows our key",
     ),
     Instead(r"h\[6\]", "h[5]", "the demo model has six blocks"),
     Instead(
@@ -81,9 +95,7 @@ class Skip:
 
 
 SKIPS = (
-    Skip("remote=True", "remote: a server"),
-    Skip("remote='local'", "remote: blocks that travel"),
-    Skip("import ndif", "remote: a server"),
+    Skip("nnterp", "a package of others"),
     Skip("VLLM", "vLLM"),
     Skip("DiffusionModel", "diffusion"),
     Skip("VisionLanguageModel", "vision"),
@@ -94,6 +106,7 @@ SKIPS = (
 # What the reader has at hand ---------------------------------------------------------------------
 
 GIVEN = {
+    "000": "",
     "001": "import torch",
     "002": """
         import torch
@@ -129,6 +142,18 @@ class Aside:
 
 LAYERED = 'model = LanguageModel("demo", rename={"transformer.h": "layers"})'
 ASIDES = (
+    Aside("# no .local - will cause an error", raises=insitu.FunctionWhitelistError),
+    Aside(
+        "import mymodule",
+        """
+        import sys, tempfile
+        from pathlib import Path
+        mine = tempfile.TemporaryDirectory()
+        sys.path.insert(0, mine.name)
+        text = "def my_analysis_function(model):\\n    return model.lm_head.output[0, -1]\\n"
+        Path(mine.name, "mymodule.py").write_text(text)
+        """,
+    ),
     Aside("model.input   #", around="with model.trace(input):"),
     Aside("output = nnsight.save(model.output)", around="with model.trace(input):"),
     Aside("# Then waits for layer 5", f"from nnsight import LanguageModel\n{LAYERED}"),
@@ -153,6 +178,17 @@ ASIDES = (
     ),
 )
 
+# The server --------------------------------------------------------------------------------------
+
+
+@cache
+def server() -> tuple[str, str]:
+    """The address of a server, and a key; it is stopped when this process ends."""
+    kept = ExitStack()
+    atexit.register(kept.close)
+    return kept.enter_context(demo_server())
+
+
 # Running -----------------------------------------------------------------------------------------
 
 
@@ -168,8 +204,10 @@ class Result:
 
 
 def run(document: str) -> list[Result]:
-    """Run all cells of a document, in order."""
+    """Run all cells of a document, in order; `remote=True` is a server of the demo model here."""
+    url, key = server()
     with a_shell() as shell:
+        insitu.CONFIG.API.HOST, insitu.CONFIG.API.KEY = url, key
         attempt(shell, GIVEN[document])
         return [_run_cell(shell, cell) for cell in cells(document)]
 
@@ -220,13 +258,14 @@ def a_shell() -> Iterator[InteractiveShell]:
     config.InteractiveShell.colors = "nocolor"
     environment, modules = dict(os.environ), ("nnsight", "__main__")
     before = {name: sys.modules.get(name) for name in modules}
-    debug, key = insitu.CONFIG.APP.DEBUG, insitu.CONFIG.API.KEY
+    app, api = vars(insitu.CONFIG.APP).copy(), vars(insitu.CONFIG.API).copy()
     sys.modules["nnsight"] = insitu
     try:
         with TemporaryDirectory() as folder:
             yield InteractiveShell(config=config, ipython_dir=folder)
     finally:
-        insitu.CONFIG.APP.DEBUG, insitu.CONFIG.API.KEY = debug, key
+        vars(insitu.CONFIG.APP).update(app)
+        vars(insitu.CONFIG.API).update(api)
         os.environ.clear()
         os.environ.update(environment)
         for name, module in before.items():

@@ -17,6 +17,7 @@ from insitu.engine import opening
 from insitu.engine.backward_call import backward
 from insitu.engine.cache.activations import ActivationCache, load_cache
 from insitu.engine.held import Run
+from insitu.engine.local import local
 from insitu.engine.save import save
 from insitu.engine.trace import Tracer
 from insitu.engine.values import force
@@ -29,11 +30,14 @@ from insitu.errors import (
     CaptureError,
     DeviceError,
     EditsFileError,
+    FunctionWhitelistError,
     GradientError,
     InputError,
     InputTypeError,
     InsituError,
     InsituWarning,
+    JobLostError,
+    JobTimeoutError,
     MetricError,
     MissingActivation,
     MissingPackageError,
@@ -41,9 +45,15 @@ from insitu.errors import (
     ModelNotFoundError,
     NeverRanError,
     NoTraceError,
+    NotSendableError,
     OutOfOrderError,
     PassClosedError,
+    QueueFullError,
+    RemoteError,
     ScanError,
+    ServerError,
+    ServerRefusedError,
+    ServerUnreachableError,
     SourceError,
     StepError,
     TraceError,
@@ -51,8 +61,10 @@ from insitu.errors import (
     UnknownOperationError,
     UnknownSettingError,
     UsageError,
+    WireError,
     WriteError,
 )
+from insitu.models import elsewhere
 from insitu.models.base import NNsight
 from insitu.models.language import LanguageModel
 from insitu.settings import CONFIG
@@ -68,11 +80,14 @@ __all__ = [  # noqa: RUF022 - in plain alphabetical order
     "CaptureError",
     "DeviceError",
     "EditsFileError",
+    "FunctionWhitelistError",
     "GradientError",
     "InputError",
     "InputTypeError",
     "InsituError",
     "InsituWarning",
+    "JobLostError",
+    "JobTimeoutError",
     "LanguageModel",
     "MetricError",
     "MissingActivation",
@@ -82,10 +97,16 @@ __all__ = [  # noqa: RUF022 - in plain alphabetical order
     "NNsight",
     "NeverRanError",
     "NoTraceError",
+    "NotSendableError",
     "OutOfOrderError",
     "PassClosedError",
+    "QueueFullError",
+    "RemoteError",
     "Run",
     "ScanError",
+    "ServerError",
+    "ServerRefusedError",
+    "ServerUnreachableError",
     "SourceError",
     "StepError",
     "TraceError",
@@ -95,21 +116,30 @@ __all__ = [  # noqa: RUF022 - in plain alphabetical order
     "UnknownSettingError",
     "UsageError",
     "View",
+    "WireError",
     "WrappedModule",
     "WriteError",
     "backward",
     "force",
     "load_cache",
+    "local",
     "save",
 ]
 
 _LATER = {  # what is imported when it is first named: it needs more than torch
     "DiffusionModel": "insitu.models.diffusion",
     "VisionLanguageModel": "insitu.models.vision_language",
+    "compare": "insitu.remote.client.info",
+    "is_model_running": "insitu.remote.client.info",
+    "job": "insitu.remote.client.info",
+    "jobs": "insitu.remote.client.info",
+    "register": "insitu.remote.wire.origins",
     "selection": "insitu.widgets.selection",
     "show": "insitu.widgets.opening",
+    "status": "insitu.remote.client.info",
+    "whoami": "insitu.remote.client.info",
 }
-_PARTS = ("methods", "widgets")
+_PARTS = ("methods", "ndif", "widgets")
 _EXTENSION = ("load_ipython_extension", "unload_ipython_extension")
 
 opening.register(
@@ -117,6 +147,8 @@ opening.register(
     view="insitu.widgets.opening:view",
     run="insitu.widgets.opening:stepper",
 )
+
+elsewhere.register("insitu.remote.client.tracer:begin")
 
 
 def __getattr__(name: str) -> Any:

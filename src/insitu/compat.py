@@ -15,15 +15,13 @@ ordinary Python here, so most of them are what they are called; `iter` and `cond
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+from insitu.engine.local import MARK
 from insitu.engine.running import active
 from insitu.engine.trace import Stop
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import NoTraceError, UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-MARK = "__insitu_trace__"
-"""The attribute of a function that `trace` has marked."""
 
 
 def apply(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

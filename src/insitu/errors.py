@@ -33,9 +33,21 @@ InsituError
 ├── MissingPackageError (ImportError)    a part needs a package that is not installed
 ├── ModelMemoryError (MemoryError)    a model's weights do not fit into memory
 ├── ModelNotFoundError (OSError)
+├── ServerError (RuntimeError)    a server does what it should not, or a job there failed
+│   ├── ServerUnreachableError (ConnectionError)    it does not answer
+│   ├── ServerRefusedError     it says no: to the key, the model, the request
+│   │   └── QueueFullError     it has too much to do
+│   ├── JobLostError           a job ended without a result
+│   ├── JobTimeoutError (TimeoutError)    a job took too long, or is not over yet
+│   └── RemoteError            a block raised there what is not known here
+├── FunctionWhitelistError (PermissionError)    a block names what may not run on a server
+├── NotSendableError (TypeError)    a value cannot be sent to a server
+├── WireError (ValueError)    what came over the wire cannot be read, or is too large
 └── UsageError (ValueError)    a magic or a method was given words it does not know
     └── UnknownSettingError (AttributeError)
 """
+
+from typing import Any
 
 
 class InsituError(Exception):
@@ -47,8 +59,8 @@ class InsituError(Exception):
         self.why = why
         self.next = next
 
-    def __reduce__(self) -> tuple[type["InsituError"], tuple[str, str, str]]:
-        return type(self), (self.what, self.why, self.next)
+    def __reduce__(self) -> tuple[type["InsituError"], tuple[str, str, str], dict[str, Any]]:
+        return type(self), (self.what, self.why, self.next), self.__dict__
 
 
 class AdapterError(InsituError, ValueError):
@@ -152,6 +164,56 @@ class ModelMemoryError(InsituError, MemoryError):
 
 class ModelNotFoundError(InsituError, OSError):
     """A model's name or folder could not be opened."""
+
+
+class FunctionWhitelistError(InsituError, PermissionError):
+    """A block that is to run on a server names what may not run there."""
+
+
+class NotSendableError(InsituError, TypeError):
+    """A value that a block needs, or gives back, cannot be sent."""
+
+
+class WireError(InsituError, ValueError):
+    """What came over the wire cannot be read, or is more than may be sent."""
+
+
+class ServerError(InsituError, RuntimeError):
+    """A server does what it should not, or a job there failed."""
+
+
+class ServerUnreachableError(ServerError, ConnectionError):
+    """Nothing answers at a server's address, or not any more."""
+
+
+class ServerRefusedError(ServerError):
+    """A server says no; its own three lines."""
+
+    status = 0
+    """Of the HTTP answer."""
+
+
+class QueueFullError(ServerRefusedError):
+    """A server takes no more jobs for now."""
+
+    retry_after = 1.0
+    """Seconds until it asks to be tried again."""
+
+
+class JobLostError(ServerError):
+    """A job ended without a result: cancelled, forgotten, or lost with its worker."""
+
+
+class JobTimeoutError(ServerError, TimeoutError):
+    """A job took longer than it may, or is not over yet."""
+
+
+class RemoteError(ServerError):
+    """A block raised an error on a server whose class is not known here."""
+
+    job = ""
+    kind = ""
+    """The name of that class."""
 
 
 class UsageError(InsituError, ValueError):

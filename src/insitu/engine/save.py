@@ -13,8 +13,11 @@ good on Python 3.13, so mounting for each trace would slow the whole process dow
 """
 
 import collections
+import contextvars
 import ctypes
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -26,9 +29,24 @@ T = TypeVar("T")
 
 _BUILTINS: tuple[type, ...] = (
     bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str,
-    tuple,
+    tuple, type(None),
 )  # fmt: skip
 _mounted = False
+_kept: contextvars.ContextVar[dict[int, Any] | None] = contextvars.ContextVar(
+    "insitu_saved", default=None
+)
+
+
+@contextmanager
+def keeping() -> Iterator[dict[int, Any]]:
+    """What is saved within, by identity: for a block whose values are sent back."""
+    mount()
+    found: dict[int, Any] = {}
+    token = _kept.set(found)
+    try:
+        yield found
+    finally:
+        _kept.reset(token)
 
 
 def save(value: T) -> T:
@@ -40,7 +58,10 @@ def save(value: T) -> T:
     Raises:
         NoTraceError: no trace is running.
     """
-    if not anything_runs():
+    kept = _kept.get()
+    if kept is not None:
+        kept[id(value)] = value
+    elif not anything_runs():
         raise NoTraceError(
             "save() was called outside a trace.",
             "it marks what comes back from a block, and no block is running.",

@@ -17,7 +17,7 @@ import linecache
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import CO_OPTIMIZED
 from threading import RLock
 from types import CodeType, FrameType
@@ -105,6 +105,47 @@ def body_of_text(text: str, name: str, futures: int = 0) -> Body:
     code = code.replace(co_name="edit", co_qualname="edit")
     _remember(code, Tree(module, lines, compiled=True))
     return body_of(code, code, None, 1, text)
+
+
+def program(module: ast.Module, lines: list[str], name: str, futures: int = 0) -> CodeType:
+    """A whole program, compiled so that the bodies in it can be captured in their turn.
+
+    Args:
+        module: its tree, with the positions that tracebacks are to show.
+        lines: the text it comes from, so that line 1 is the first.
+        name: what tracebacks call it.
+        futures: the compiler flags of `from __future__` imports that held where it was written.
+    """
+    code: CodeType = compile(module, name, "exec", futures, dont_inherit=True)
+    _remember(code, Tree(module, lines, compiled=True))
+    return code
+
+
+def cut_out(body: Body, statements: list[ast.stmt], what: str) -> Body:
+    """Some statements of a captured body as a body of their own, with the same caller.
+
+    Raises:
+        CaptureError: they leave the loop or the function around them.
+    """
+    first = statements[0].lineno
+    check(statements, what, first)
+    caller, lines = body.code, facts(body.code).tree.lines
+    module = ast.Module(_without_docstring(statements), [])
+    code = compile(module, caller.co_filename, "exec", flags(caller), dont_inherit=True)
+    code = code.replace(co_name=caller.co_name, co_qualname=caller.co_qualname)
+    _remember(code, Tree(module, lines, compiled=True))
+    cut = body_of(code, code, None, first)
+    return replace(
+        cut, in_function=body.in_function, local=body.local, around=body.around, cells=body.cells
+    )
+
+
+def tree_of(body: Body) -> ast.Module | None:
+    """What a body was compiled from, with the target's assignment first where it has one that is
+    no plain name; None for a body that runs from its bytecode.
+    """
+    tree: Tree | None = facts(body.code).tree
+    return None if tree is None else tree.root
 
 
 def text_of(body: Body) -> str:

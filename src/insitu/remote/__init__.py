@@ -1,0 +1,1 @@
+"""A block runs where the model is: `with model.trace("Hello", remote=True):`."""

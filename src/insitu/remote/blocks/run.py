@@ -1,0 +1,209 @@
+"""Where a block runs: the same program, beside the model, with its values sent back.
+
+    execute(model, request, link, result, limits)       # in a job's process
+    saved = run(model, block, link)                     # the middle of it
+
+The program is the user's `with` statement once more, compiled with their own file name and lines,
+so everything in it means what it means at home: invokes, steps, gradients, sources.
+"""
+
+import __future__
+
+import ast
+import linecache
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import CodeType
+from typing import Any, BinaryIO, Protocol
+
+from insitu.engine.capture.bodies import program
+from insitu.engine.save import keeping
+from insitu.models import elsewhere
+from insitu.remote.blocks.block import Block, Text, received
+from insitu.remote.blocks.exchange import Exchange
+from insitu.remote.blocks.faults import BlockFailed, fault_of
+from insitu.remote.blocks.taken import CALL
+from insitu.remote.protocol import Limits
+from insitu.remote.wire import container
+from insitu.remote.wire.values import encode_all
+
+MODEL, ARGS, SETTINGS = "__insitu_model__", "__insitu_args__", "__insitu_settings__"
+RETURNED = "__insitu_returned__"
+"""Under which name the result of a call without a block comes back."""
+_GIVEN = frozenset({MODEL, ARGS, SETTINGS, RETURNED, CALL, "__builtins__", "__name__"})
+
+
+class Link(Protocol):
+    """What a running block says to the outside."""
+
+    def log(self, text: str, tags: tuple[str, ...] = ()) -> None:
+        """A line of its log."""
+
+    def progress(self, text: str, done: float, of: float | None, unit: str) -> None:
+        """How far something is."""
+
+    def token(self, step: int, ids: tuple[int, ...]) -> None:
+        """New tokens, one for each row."""
+
+    def local(self, index: int, payload: bytes) -> bytes:
+        """Have a `local()` part run on the user's machine, and wait for what it gives."""
+
+
+def execute(model: Any, request: bytes, link: Link, result: BinaryIO, limits: Limits) -> None:
+    """Run a request, and write the container of its result.
+
+    Raises:
+        BlockFailed: the block raised; the fault says what and where.
+    """
+    try:
+        header, tensors = container.unpack(
+            request, most=limits.request_bytes * 64, header_most=limits.header_bytes
+        )
+        block = received(header, tensors, model)
+        saved = run(model, block, link, limits)
+        told, tensors = encode_all(saved)
+        header = {"kind": "result", "python": _python(), **told}
+        container.write(result, header, tensors, most=limits.result_bytes)
+    except BlockFailed:
+        raise
+    except Exception as error:
+        raise BlockFailed(fault_of(error, frozenset())) from error
+
+
+def _python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def run(model: Any, block: Block, link: Link, limits: Limits) -> dict[str, Any]:
+    """Run a block beside its model; gives what it saved, by name.
+
+    Raises:
+        BlockFailed: it raised.
+    """
+    names: dict[str, Any] = {
+        "__builtins__": block.builtins,
+        "__name__": "__main__",
+        MODEL: model,
+        ARGS: block.args,
+        SETTINGS: block.settings,
+        CALL: Exchange(block, link, limits).come_to,
+    }
+    if block.body is not None:
+        names.update(block.body.names)
+    code, file = _program(block)
+    there = elsewhere.already_there.set(True)
+    try:
+        _prepare(model, block)
+        with keeping() as saved, _TellingTokens(model, block, link):
+            exec(code, names)
+    except BaseException as error:
+        raise BlockFailed(fault_of(error, frozenset({file}))) from error
+    finally:
+        elsewhere.already_there.reset(there)
+        block.close()
+    if block.body is None:
+        return {RETURNED: names[RETURNED]}
+    return _to_send_back(names, block.body, saved)
+
+
+def _prepare(model: Any, block: Block) -> None:
+    """Give the model here the further names and the edits that the one at home has."""
+    if block.renamed:
+        known = model._names
+        model.__dict__["_names"] = replace(
+            known,
+            anywhere={name: tuple(real) for name, real in block.renamed["anywhere"].items()},
+            placed={(at, name): path for at, name, path in block.renamed["placed"]},
+        )
+    for edit in block.edits:
+        call = _call("edit", inplace=True)
+        code, _ = _with(call, edit)
+        names = {"__builtins__": block.builtins, "__name__": "__main__", MODEL: model}
+        exec(code, {**names, **edit.names})
+
+
+# The program --------------------------------------------------------------------------------------
+
+
+def _program(block: Block) -> tuple[CodeType, str]:
+    """The `with` statement that the block was the body of, and its file's name."""
+    if block.kind == "session":
+        call = _call("session")
+    else:
+        call = ast.parse(f"{MODEL}.{block.kind}(*{ARGS}, **{SETTINGS})", mode="eval").body
+    if block.body is not None:
+        return _with(call, block.body)
+    given = ast.Assign([ast.Name(RETURNED, ast.Store())], call)
+    module = ast.fix_missing_locations(ast.Module([given], []))
+    return compile(module, "<a call without a block>", "exec"), "<a call without a block>"
+
+
+def _call(method: str, **settings: bool) -> ast.expr:
+    keywords = [ast.keyword(name, ast.Constant(value)) for name, value in settings.items()]
+    return ast.Call(ast.Attribute(ast.Name(MODEL, ast.Load()), method, ast.Load()), [], keywords)
+
+
+def _with(call: ast.expr, text: Text) -> tuple[CodeType, str]:
+    lines = ["\n"] * (text.line - 1) + text.text.splitlines(keepends=True)
+    file = text.file
+    body = ast.parse("".join(lines), file).body or [ast.Pass()]
+    target = None if text.target is None else ast.Name(text.target, ast.Store())
+    around = ast.With([ast.withitem(call, target)], body)
+    for node in ast.walk(call):
+        node.lineno = node.end_lineno = max(text.line - 1, 1)  # type: ignore[attr-defined]
+        node.col_offset, node.end_col_offset = 0, 1  # type: ignore[attr-defined]
+    around.lineno, around.col_offset = max(text.line - 1, 1), 0
+    around.end_lineno, around.end_col_offset = len(lines), len(lines[-1]) if lines else 0
+    module = ast.fix_missing_locations(ast.Module([around], []))
+    if file not in linecache.cache:
+        linecache.cache[file] = (len(text.text), None, lines, file)
+    flags = sum(getattr(__future__, name).compiler_flag for name in text.futures)
+    return program(module, lines, file, flags), file
+
+
+# What comes of it ---------------------------------------------------------------------------------
+
+
+class _TellingTokens:
+    """While it is entered, every new token of a generation is told."""
+
+    def __init__(self, model: Any, block: Block, link: Link) -> None:
+        generator = getattr(model, "_extras", {}).get("generator")
+        self._streamer = getattr(generator, "streamer", None) if block.kind == "generate" else None
+        self._link = link
+        self._step = 0
+        self._remove: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        if self._streamer is not None:
+            self._remove = self._streamer.register_forward_hook(self._tell).remove
+
+    def _tell(self, module: Any, given: Any, tokens: Any) -> None:
+        self._link.token(self._step, tuple(tokens.reshape(-1).tolist()))
+        self._step += 1
+
+    def __exit__(self, *_: object) -> None:
+        if self._remove is not None:
+            self._remove()
+
+
+def _to_send_back(names: Mapping[str, Any], body: Text, saved: Mapping[int, Any]) -> dict[str, Any]:
+    """What was saved under a name; and given lists and dicts that something saved was put into."""
+    back: dict[str, Any] = {}
+    for name, value in names.items():
+        if name in _GIVEN or (name in body.names and body.names[name] is value):
+            continue
+        if id(value) in saved:
+            back[name] = value
+    for name, value in body.names.items():
+        if names.get(name) is value and _holds_saved(value, saved):
+            back[name] = value
+    return back
+
+
+def _holds_saved(value: Any, saved: Mapping[int, Any]) -> bool:
+    if not isinstance(value, (list, dict)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return any(id(part) in saved or _holds_saved(part, saved) for part in parts)

@@ -1,0 +1,1 @@
+"""The side that sends blocks: requests, events, downloads, jobs."""

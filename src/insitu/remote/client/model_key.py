@@ -1,0 +1,66 @@
+"""What a server needs to know of the wrapper here: which model, further names, lasting changes."""
+
+import __future__
+
+from pathlib import Path
+from typing import Any
+
+from insitu.engine.capture.bodies import text_of
+from insitu.engine.capture.needs import needed
+from insitu.engine.edits import Edit
+from insitu.errors import UsageError
+from insitu.remote.blocks.block import Text
+
+
+def key_of(model: Any) -> str:
+    """The name by which a server may know a model: the one it was opened by.
+
+    Raises:
+        UsageError: it was not opened by a name.
+    """
+    name = getattr(model, "_opened_as", None)
+    if name is None:
+        config = getattr(model._module, "config", None)
+        name = getattr(config, "_name_or_path", None)
+    if not name:
+        raise UsageError(
+            f"this {type(model._module).__name__} has no name that a server could know.",
+            "a server holds models by name, and loads them itself; weights are not sent.",
+            'open it by name, LanguageModel("demo"), or run the block here: leave remote= out.',
+        )
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else str(name)
+
+
+def renamed_of(model: Any) -> dict[str, Any]:
+    """Further names of its modules, as JSON; empty where there are none."""
+    names = model._names
+    if not names.anywhere and not names.placed:
+        return {}
+    return {
+        "anywhere": {name: list(real) for name, real in names.anywhere.items()},
+        "placed": [[at, name, path] for (at, name), path in names.placed.items()],
+    }
+
+
+def edits_of(model: Any) -> list[Text]:
+    """Its edits, as text with the values they use."""
+    return [_edit(edit) for edit in model._edits]
+
+
+def _edit(edit: Edit) -> Text:
+    text, (file, line) = text_of(edit.body), edit.place
+    if not text:
+        raise UsageError(
+            f"the edit on line {line} of {file} cannot be sent: it has no text.",
+            "it came from neither a file nor a cell, and a server compiles its text.",
+            "write the edit in a file or a cell.",
+        )
+    names = edit.names.given()
+    wanted = needed(compile(text, file, "exec", dont_inherit=True), names)
+    flags = edit.body.code.co_flags
+    futures = tuple(
+        it for it in __future__.all_feature_names if flags & getattr(__future__, it).compiler_flag
+    )
+    given = {name: names[name] for name in wanted}
+    return Text(text, file, line, futures, None, given)

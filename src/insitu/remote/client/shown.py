@@ -1,0 +1,69 @@
+"""What a job says, as lines on the screen.
+
+2025-03-17 15:10:19,417 270a6e4d-… - RECEIVED: Your job has been received and is waiting approval.
+2025-03-17 15:10:23,319 270a6e4d-… - LOG: tensor(5.4688, device='cuda:2')
+
+stop = show(job)
+"""
+
+import time
+from collections.abc import Callable
+
+from insitu.events import Job, JobEvent
+from insitu.remote.protocol import TEXTS
+from insitu.settings import CONFIG
+
+QUEUE_EVERY_S = 2.0
+"""A place in the queue is told at most so often, but for the first and the last."""
+
+
+class Shown:
+    """Prints the events of one job, as it hears them."""
+
+    def __init__(self) -> None:
+        self._place: float | None = None
+        self._told = 0.0
+
+    def hear(self, event: JobEvent) -> None:
+        """Print an event, if it is for the screen and CONFIG.APP.REMOTE_LOGGING is on."""
+        if not CONFIG.APP.REMOTE_LOGGING:
+            return
+        if event.kind == "status" and event.phase != "QUEUED":  # that one comes with its place
+            _line(event, event.phase, event.text or TEXTS.get(event.phase, ""))
+        elif event.kind == "log":
+            _line(event, "LOG", event.text)
+        elif event.kind == "queue" and self._is_news(event):
+            _line(event, "QUEUED", f"Your job is {_place(event)} in the queue.")
+
+    def _is_news(self, event: JobEvent) -> bool:
+        if event.done is None or event.done < 1 or event.done == self._place:
+            return False
+        now = time.monotonic()
+        if self._place is not None and event.done > 1 and now - self._told < QUEUE_EVERY_S:
+            return False
+        self._place, self._told = event.done, now
+        return True
+
+
+def show(job: Job) -> Callable[[], None]:
+    """Print what a job has said and what it will say; call the result to stop."""
+    return job.listen(Shown().hear)
+
+
+def _line(event: JobEvent, word: str, text: str) -> None:
+    print(f"{stamp(event.time)} {event.job} - {word}: {text}".rstrip(), flush=True)
+
+
+def stamp(when: float) -> str:
+    """A time as the lines have it, `2025-03-17 15:10:19,417`, by this machine's clock."""
+    try:
+        day = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    except (OverflowError, ValueError, OSError):
+        return stamp(time.time())
+    return f"{day},{int(when * 1000) % 1000:03d}"
+
+
+def _place(event: JobEvent) -> str:
+    place = int(event.done or 0)
+    of = "" if event.of is None else f" of {int(event.of)}"
+    return f"number {place}{of}"

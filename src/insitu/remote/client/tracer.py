@@ -1,0 +1,237 @@
+"""`with model.trace("Hello", remote=True):` a block is sent to a server; its values come back.
+
+    with model.trace("Hello", remote=True) as tracer:
+        h = model.transformer.h[2].output.save()
+    print(h.shape, tracer.job.id)
+
+Everything that can be refused is refused before anything is sent: a name the server may not use, a
+value that cannot travel, a `local()` part that stands where it cannot be cut out.
+"""
+
+import ast
+import sys
+from functools import partial
+from io import BytesIO
+from types import FrameType, TracebackType
+from typing import Any
+
+from insitu.engine.capture.bodies import Names, Skip, find_body
+from insitu.engine.capture.skip import without_skip
+from insitu.engine.save import mount
+from insitu.engine.trace import is_entered
+from insitu.engine.tracebacks import prune
+from insitu.errors import InsituError, PassClosedError, UsageError
+from insitu.remote import allowed
+from insitu.remote.blocks.block import Block, Text, sent
+from insitu.remote.blocks.faults import BlockFailed, error_of
+from insitu.remote.blocks.run import RETURNED, execute
+from insitu.remote.blocks.taken import take_apart
+from insitu.remote.client.connection import Connection
+from insitu.remote.client.job import Caller, RemoteJob
+from insitu.remote.client.local_parts import LocalParts
+from insitu.remote.client.model_key import edits_of, key_of, renamed_of
+from insitu.remote.client.shown import show
+from insitu.remote.protocol import Limits
+from insitu.remote.wire import container
+from insitu.remote.wire.places import place_of
+from insitu.remote.wire.values import decode_all
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+HERE = "local"
+"""`remote="local"`: encoded, decoded and run in this process, through the code of a server."""
+
+
+def begin(
+    model: Any, kind: str, args: tuple[Any, ...], settings: dict[str, Any], frame: FrameType
+) -> Any:
+    """A tracer whose block runs elsewhere; without a `with`, what the call returns there."""
+    tracer = RemoteTracer(model, kind, args, settings)
+    return tracer if kind == "session" or is_entered(frame) else tracer.alone()
+
+
+class RemoteTracer:
+    """One block that runs on a server. Made by `trace`, `generate` and `session`."""
+
+    def __init__(
+        self, model: Any, kind: str, args: tuple[Any, ...], settings: dict[str, Any]
+    ) -> None:
+        settings = dict(settings)
+        self._remote = settings.pop("remote")
+        self._blocking = settings.pop("blocking", True)
+        self._model = model
+        self._block = Block(kind, args, settings, None)
+        self._job: RemoteJob | None = None
+        if self._remote != HERE:
+            self._block.edits = edits_of(model)
+            self._block.renamed = renamed_of(model)
+
+    @property
+    def job(self) -> RemoteJob:
+        """The job on the server: its id, phase, log and result; `job.cancel()`."""
+        if self._job is None:
+            raise PassClosedError(
+                "there is no job yet.",
+                "a block is sent when its `with` ends; with remote='local' there is none at all.",
+                "ask for tracer.job after the `with`.",
+            )
+        return self._job
+
+    def log(self, *values: Any) -> None:
+        """Print values: here, in a `local()` part; elsewhere in the block, by the server."""
+        print(*values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise UsageError(
+            f"tracer.{name} was asked for on this machine.",
+            "this block runs on a server, and its tracer there has it.",
+            f"use tracer.{name} in the block, outside of local() parts, and .save() what it gives.",
+        )
+
+    # Without a `with` ------------------------------------------------------------------------
+
+    def alone(self) -> Any:
+        """Run without a block, and give what the call returns; a job, if it is not waited for."""
+        values = self._run(None)
+        return self._job if values is None else values[RETURNED]
+
+    # As a block ------------------------------------------------------------------------------
+
+    def __enter__(self) -> "RemoteTracer":
+        frame = sys._getframe(1)
+        try:
+            self._take_apart(frame)
+        except InsituError as error:
+            prune(error.__traceback__)
+            raise
+        self._skip = Skip(frame)
+        return self
+
+    def _take_apart(self, frame: FrameType) -> None:
+        """Make a request of the block; whatever is wrong with it is told here."""
+        mount()
+        body = find_body(frame, f"model.{self._block.kind}")
+        names = Names(frame, body)
+        values = names.given()
+        taken = take_apart(body, values)
+        file = frame.f_code.co_filename
+        tree = ast.parse("\n" * (taken.line - 1) + taken.text)
+        allowed.check(tree, values, where=partial(place_of, file))
+        given = {name: values[name] for name in sorted(taken.needs)}
+        futures = _futures(frame)
+        self._block.body = Text(taken.text, file, taken.line, futures, body.target, given)
+        self._block.wanted = [part.wanted for part in taken.parts]
+        self._block.sites = [tuple(part.sites) for part in taken.parts]
+        self._parts = LocalParts(taken.parts, frame, Limits())
+        if body.target is not None:
+            self._parts.known[body.target] = self
+        self._names, self._body = names, body
+        self._payload = self._packed()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not self._skip.swallow(error):
+            return False
+        try:
+            self._take(self._run(self._payload))
+        except BaseException as raised:
+            without_skip(raised)
+            prune(raised.__traceback__)
+            raise
+        finally:
+            if self._blocking:
+                self._parts.close()
+            self._names.close()
+        return True
+
+    def _take(self, values: dict[str, Any] | None) -> None:
+        """Assign in the caller's frame what came back."""
+        if self._body.target is not None:
+            self._names[self._body.target] = self
+        assert self._block.body is not None
+        for name, value in (values or {}).items():
+            given = self._block.body.names.get(name)
+            if type(given) is type(value) is list:
+                given[:] = value
+            elif type(given) is type(value) is dict:
+                given.clear()
+                given.update(value)
+            else:
+                self._names[name] = value
+        self._names.write_back()
+
+    # Running ---------------------------------------------------------------------------------
+
+    def _packed(self) -> bytes:
+        key = "" if self._remote == HERE else key_of(self._model)
+        return container.pack(*sent(self._block, self._model, key, PYTHON))
+
+    def _run(self, payload: bytes | None) -> dict[str, Any] | None:
+        """Send the block and wait for its values; None if they are not waited for."""
+        payload = self._packed() if payload is None else payload
+        parts = getattr(self, "_parts", None)
+        if self._remote == HERE:
+            return _run_here(self._model, payload, parts)
+        caller = Caller(None if parts is None else parts.run, decode=decode_all, error=error_of)
+        title = f"{self._block.kind} of {key_of(self._model)}"
+        job = RemoteJob.sent(Connection.of(self._remote), payload, caller, title=title)
+        self._job = job
+        if self._blocking:
+            show(job)
+            values: dict[str, Any] = job.run()
+            return values
+        if parts is not None:
+            parts.leave_the_frame()
+        job.start()
+        return None
+
+
+def _futures(frame: FrameType) -> tuple[str, ...]:
+    import __future__
+
+    flags = frame.f_code.co_flags
+    names = __future__.all_feature_names
+    return tuple(it for it in names if flags & getattr(__future__, it).compiler_flag)
+
+
+class _Loopback:
+    """The link of a block that runs in this process."""
+
+    def __init__(self, parts: LocalParts | None) -> None:
+        self._parts = parts
+        self.error: BaseException | None = None
+        """What a part has raised; it belongs to the user, as it is."""
+
+    def log(self, text: str, tags: tuple[str, ...] = ()) -> None:
+        print(text)
+
+    def progress(self, text: str, done: float, of: float | None, unit: str) -> None:
+        pass
+
+    def token(self, step: int, ids: tuple[int, ...]) -> None:
+        pass
+
+    def local(self, index: int, payload: bytes) -> bytes:
+        assert self._parts is not None
+        try:
+            return self._parts.run(index, payload)
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+def _run_here(model: Any, payload: bytes, parts: LocalParts | None) -> dict[str, Any]:
+    result, limits, link = BytesIO(), Limits(), _Loopback(parts)
+    try:
+        execute(model, payload, link, result, limits)
+    except BlockFailed as failed:
+        raise (link.error or error_of(failed.fault)) from None
+    header, tensors = container.unpack(
+        result.getvalue(), most=limits.result_bytes, header_most=limits.header_bytes
+    )
+    return decode_all(header, tensors)

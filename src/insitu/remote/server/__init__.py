@@ -1,0 +1,1 @@
+"""The server's API process: admission, a durable queue, events, results. Knows no torch."""

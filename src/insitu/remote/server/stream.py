@@ -1,0 +1,135 @@
+"""A job's events as they come, as server-sent events; any of them again after `Last-Event-ID`.
+
+Rows are read from the store as the reader takes them: one that is slow holds a few hundred rows of
+memory and no more, and one that takes nothing for a minute is let go.
+"""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Sequence
+from sqlite3 import Row
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from insitu.remote.server.desk import Desk
+from insitu.remote.server.jobs import INLINE_BYTES
+from insitu.remote.server.refusal import StoreTrouble
+
+HEARTBEAT_S = 15.0
+SEND_S = 60.0
+"""A reader that takes nothing for so long is gone."""
+ROWS = 256
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+class ReaderGone(ConnectionError):
+    """A reader has taken nothing for too long."""
+
+
+class Events:
+    """The answer to `GET /v1/jobs/{id}/events`."""
+
+    def __init__(self, desk: Desk, job: str, after: int, open_streams: set["Events"]) -> None:
+        self.desk = desk
+        self.job = job
+        self.after = after
+        self.open_streams = open_streams
+        self.closing = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the job's end, the reader's, or the server's."""
+        self.open_streams.add(self)
+        gone = asyncio.create_task(_gone(receive))
+        closing = asyncio.create_task(self.closing.wait())
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await self._follow(send, gone, closing)
+            if not gone.done():
+                await sent(send, b"", more=False)
+        except (ReaderGone, StoreTrouble):
+            return  # the connection is closed with the stream unfinished: the client comes again
+        finally:
+            gone.cancel()
+            closing.cancel()
+            self.open_streams.discard(self)
+
+    async def _follow(self, send: Send, *over: asyncio.Task[Any]) -> None:
+        await sent(send, b": insitu\n\n")
+        while not any(it.done() for it in over):
+            live = self.desk.live.get(self.job)
+            news = None if live is None else live.news.next()
+            rows = self.desk.store.events(self.job, self.after, ROWS)
+            if rows:
+                self.after = rows[-1]["number"]
+                await sent(send, await self._text(rows))
+                if rows[-1]["kind"] == "end":
+                    return
+            elif news is None:
+                return  # everything was sent before
+            else:
+                waiting = asyncio.create_task(news.wait())
+                done, _ = await asyncio.wait(
+                    [waiting, *over], timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                waiting.cancel()
+                if not done:
+                    await sent(send, b": %d\n\n" % time.time())
+
+    async def _text(self, rows: Sequence[Row]) -> bytes:
+        parts = []
+        for number, kind, data in rows:
+            if kind == "local":
+                data = self._with_values(data)
+            elif kind == "end":
+                data = await asyncio.to_thread(self._with_result, data)
+            parts.append(f"id: {number}\nevent: {kind}\ndata: {data}\n\n")
+        return "".join(parts).encode("utf-8")
+
+    def _with_values(self, text: str) -> str:
+        """A `local` event with its values where they are small and are still waited for."""
+        data = json.loads(text)
+        job = self.desk.live.get(self.job)
+        waiting = None if job is None else job.waiting
+        if waiting is None or waiting.number != data["number"]:
+            data["answered"] = True
+        elif len(waiting.payload) <= INLINE_BYTES:
+            data["payload"] = base64.b64encode(waiting.payload).decode()
+        return json.dumps(data, separators=(",", ":"))
+
+    def _with_result(self, text: str) -> str:
+        """An `end` event with the result where it is small and is still kept."""
+        data = json.loads(text)
+        if data["result"] is not None and data["result"]["bytes"] <= INLINE_BYTES:
+            try:
+                result = self.desk.folder.result(self.job).read_bytes()
+            except FileNotFoundError:
+                return text
+            data["payload"] = base64.b64encode(result).decode()
+            self.desk.counts.bytes_out += len(result)
+        return json.dumps(data, separators=(",", ":"))
+
+
+async def sent(send: Send, body: bytes, more: bool = True) -> None:
+    """Send a part of a body.
+
+    Raises:
+        ReaderGone: nothing of what is under way has been taken for a minute.
+    """
+    try:
+        async with asyncio.timeout(SEND_S):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+    except TimeoutError:
+        raise ReaderGone from None
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,1 @@
+"""What crosses the wire: one container, values with tags, code as source; never a pickle."""

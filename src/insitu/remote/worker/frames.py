@@ -1,0 +1,226 @@
+"""Messages between server, model processes and job processes: a JSON head, then bytes.
+
+    send(fd, "log", {"text": "tensor(5.4688)", "tags": []})
+    inbox = Inbox(FROM_JOB)
+    for frame in inbox.feed(os.read(fd, 65536)):
+        frame.kind, frame.head, frame.body
+
+Every frame begins with twelve bytes: a mark, the kind, the length of the head, the length of the
+body. What a reader accepts is fixed beforehand, kind by kind; lengths are looked at before a byte
+of them is kept. A job process is hostile: what it sends too long, too deep or too odd raises
+FrameError, which ends that job and nothing else.
+"""
+
+import array
+import json
+import os
+import select
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_PREFIX = struct.Struct("<2sBxII")
+_MARK = b"In"
+KINDS = ("log", "progress", "token", "local", "ended", "answer")
+HEAD_MOST = 256 * 1024
+"""Of one head: a fault of 8,000 characters and 30 places takes 160 KB at worst."""
+CONTROL_MOST = 64 * 1024
+"""Of one message between server and model process."""
+_DEPTH_MOST = 8
+
+
+class FrameError(ValueError):
+    """Bytes that are no frame of those expected."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One message."""
+
+    kind: str
+    head: dict[str, Any]
+    body: bytes = b""
+
+
+def packed(kind: str, head: Mapping[str, Any], body_bytes: int = 0) -> bytes:
+    """A frame without its body, which follows it."""
+    said = json.dumps(head, separators=(",", ":"), ensure_ascii=False)
+    text = said.encode("utf-8", "surrogatepass")
+    if len(text) > HEAD_MOST:
+        raise FrameError(f"the head of a {kind!r} frame has {len(text):,} bytes")
+    return _PREFIX.pack(_MARK, KINDS.index(kind), len(text), body_bytes) + text
+
+
+def send(fd: int, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+    """Write a frame and wait until it is written."""
+    write_all(fd, packed(kind, head, len(body)))
+    if body:
+        write_all(fd, body)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """`os.write` until nothing is left; a jailed process may not call `send`."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def receive(fd: int, most: Mapping[str, int]) -> Frame | None:
+    """Wait for one frame; None at the end of the stream."""
+    prefix = _read_exactly(fd, _PREFIX.size)
+    if prefix is None:
+        return None
+    kind, head_bytes, body_bytes = _checked(prefix, most)
+    head, body = _read_exactly(fd, head_bytes), _read_exactly(fd, body_bytes)
+    if head is None or body is None:
+        return None
+    return Frame(kind, _read_head(head), body)
+
+
+def _read_exactly(fd: int, size: int) -> bytes | None:
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        got = os.readv(fd, [rest])
+        if not got:
+            return None
+        rest = rest[got:]
+    return bytes(data)
+
+
+class Inbox:
+    """Puts frames together from pieces of a stream.
+
+    Args:
+        most: the kinds that are expected, each with how many bytes its body may have.
+    """
+
+    def __init__(self, most: Mapping[str, int]) -> None:
+        self._most = most
+        self._data = bytearray()
+        self._next: tuple[str, int, int] | None = None
+
+    def feed(self, piece: bytes) -> list[Frame]:
+        """Take a piece; give the frames that it completes.
+
+        Raises:
+            FrameError: the stream is not one of frames as expected; it cannot be read further.
+        """
+        self._data += piece
+        frames = []
+        at = 0
+        while (frame := self._take(at)) is not None:
+            frames.append(frame)
+            at += self._length(frame)
+        del self._data[:at]
+        return frames
+
+    def _take(self, at: int) -> Frame | None:
+        if self._next is None:
+            if len(self._data) - at < _PREFIX.size:
+                return None
+            self._next = _checked(bytes(self._data[at : at + _PREFIX.size]), self._most)
+        kind, head_bytes, body_bytes = self._next
+        start = at + _PREFIX.size
+        middle, end = start + head_bytes, start + head_bytes + body_bytes
+        if len(self._data) < end:
+            return None
+        head = _read_head(bytes(self._data[start:middle]))
+        return Frame(kind, head, bytes(memoryview(self._data)[middle:end]))
+
+    def _length(self, frame: Frame) -> int:
+        assert self._next is not None
+        _, head_bytes, body_bytes = self._next
+        self._next = None
+        return _PREFIX.size + head_bytes + body_bytes
+
+
+def _checked(prefix: bytes, most: Mapping[str, int]) -> tuple[str, int, int]:
+    mark, number, head_bytes, body_bytes = _PREFIX.unpack(prefix)
+    if mark != _MARK or number >= len(KINDS) or KINDS[number] not in most:
+        raise FrameError("bytes that are no message of a job")
+    kind = KINDS[number]
+    if head_bytes > HEAD_MOST:
+        raise FrameError(f"a {kind!r} message whose head has {head_bytes:,} bytes")
+    if body_bytes > most[kind]:
+        raise FrameError(
+            f"a {kind!r} message of {body_bytes:,} bytes, where {most[kind]:,} are allowed"
+        )
+    return kind, head_bytes, body_bytes
+
+
+def _read_head(text: bytes) -> dict[str, Any]:
+    if _too_deep(text):
+        raise FrameError("a message whose head is nested too deeply")
+    try:
+        head = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FrameError("a message whose head is not JSON") from error
+    if not isinstance(head, dict):
+        raise FrameError("a message whose head is no JSON object")
+    return head
+
+
+def _too_deep(text: bytes) -> bool:
+    """True where the brackets may be nested more than any message of ours; text counts too."""
+    if text.count(b"[") + text.count(b"{") <= _DEPTH_MOST:
+        return False
+    depth, in_text, escaped = 0, False, False
+    for byte in text:
+        if in_text:
+            in_text = escaped or byte != 0x22
+            escaped = byte == 0x5C and not escaped
+        elif byte == 0x22:
+            in_text = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > _DEPTH_MOST:
+                return True
+        elif byte in b"]}":
+            depth -= 1
+    return False
+
+
+# Between server and model process: one packet a message, with file descriptors ------------------
+
+
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends that keep messages apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send_control(end: socket.socket, message: Mapping[str, Any], fds: tuple[int, ...] = ()) -> None:
+    """Send one message; the files are the receiver's own from then on.
+
+    Raises:
+        OSError: the other side is gone, or does not read.
+    """
+    data = json.dumps(message, separators=(",", ":")).encode()
+    if len(data) > CONTROL_MOST:
+        raise FrameError(f"a control message of {len(data):,} bytes")
+    if fds:
+        socket.send_fds(end, [data], list(fds))
+    else:
+        end.send(data)
+
+
+def receive_control(end: socket.socket, files: int = 0) -> tuple[dict[str, Any], list[int]] | None:
+    """One message and the files that came with it; None when the other side is gone."""
+    space = socket.CMSG_SPACE(files * array.array("i").itemsize) if files else 0
+    data, extra, _, _ = end.recvmsg(CONTROL_MOST + 1, space, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in extra:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if not data:
+        return None
+    return json.loads(data), list(fds)
+
+
+def readable(fd: int, timeout_s: float) -> bool:
+    """True when something can be read within that time."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(timeout_s * 1000))

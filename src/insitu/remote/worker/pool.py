@@ -1,0 +1,237 @@
+"""Where jobs run on this machine: `protocol.Workers` by processes, one for each model and job.
+
+    pool = Pool(["demo"], trust="team")
+    await pool.start()
+    ended = await pool.run(task, told=print)
+    await pool.stop()
+
+Everything here runs in the server's event loop, and computes nothing.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from insitu.remote.protocol import Ended, Fault, ModelState, Status, Task, Told, Trust
+from insitu.remote.worker import jail
+from insitu.remote.worker.host import Host
+from insitu.remote.worker.running import Running
+from insitu.remote.worker.specs import ModelSpec, Settings, spec_of
+
+_RESTART_S = 0.2
+_OF_MEMORY = 0.8
+
+
+class Pool:
+    """Model processes, loaded when a task first asks for them.
+
+    Args:
+        models: names, folders or specs of the models that tasks may name.
+        trust: how far blocks are trusted; `jail.says` tells what each mode stops.
+        device: `"cpu"`, or where a model goes with trust `self`.
+        threads: of each job; by default a share of the cores.
+        folder: the working folder of model processes.
+        preload: begin to load the models at `start`.
+        memory_bytes: what the weights of all loaded models may take together; when another is
+            needed, the one that has been idle longest goes. 80 % of the machine's by default.
+        execute: what a job process calls, `module:function`.
+    """
+
+    def __init__(  # noqa: PLR0913 - the seam that the command line fills
+        self,
+        models: Sequence[str | ModelSpec],
+        *,
+        trust: Trust = "self",
+        device: str = "cpu",
+        threads: int | None = None,
+        folder: Path | None = None,
+        preload: bool = True,
+        memory_bytes: int | None = None,
+        execute: str = "insitu.remote.blocks.run:execute",
+    ) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+        each = threads or max(1, cores // 4)
+        most = max(2, cores // each)
+        self._trust: Trust = trust
+        self._device = device
+        self._preload = preload
+        self._memory = memory_bytes or int(_OF_MEMORY * _machine_bytes())
+        self._jobs: dict[str, Running] = {}
+        self._tasks: set[asyncio.Task[bool]] = set()
+        self._stopping = False
+        settings = Settings(ModelSpec(""), trust, device, each, most, execute)
+        if settings.inline:
+            settings = replace(settings, jobs=1)
+        self._settings = [replace(settings, spec=spec_of(model)) for model in models]
+        self._folder = folder
+        self._hosts: dict[str, Host] = {}
+
+    async def start(self) -> None:
+        """Take tasks; models load in the background.
+
+        Raises:
+            UsageError: this machine cannot give the trust mode that was asked for.
+        """
+        await asyncio.to_thread(jail.require, self._trust, self._device)
+        self._stopping = False
+        self._freed = asyncio.Condition()
+        self._loading = asyncio.Lock()
+        self._hosts = {it.spec.name: Host(it, self._folder, self._changed) for it in self._settings}
+        if self._preload:
+            for host in self._hosts.values():
+                self._soon(self._load(host))
+
+    async def stop(self) -> None:
+        """End every job and process, and wait until they are gone."""
+        self._stopping = True
+        for job in list(self._jobs.values()):
+            job.end("CANCELLED")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(host.stop() for host in self._hosts.values()))
+
+    def models(self) -> list[ModelState]:
+        """Every model that tasks may name."""
+        return [host.model for host in self._hosts.values()]
+
+    def room(self, model: str) -> int:
+        """How many tasks more may run on a model now."""
+        host = self._named(model)
+        if host is None or self._stopping:
+            return 0
+        running = sum(1 for job in self._jobs.values() if self._named(job.task.model) is host)
+        return max(0, host.settings.jobs - running)
+
+    async def run(self, task: Task, told: Callable[[Told], None]) -> Ended:
+        """Run a task to its end, whatever happens to it; `told` is called as it speaks."""
+        host = self._named(task.model)
+        if host is None or self._stopping:
+            return Ended("ERROR", _unknown(task.model, self._hosts))
+        early = self._trust == "self"
+        job = Running(task, told, lambda: host.kill(task.id), early=early)
+        self._jobs[task.id] = job
+        try:
+            if host.state != "ready":
+                told(Status("LOADING"))
+            failed = await self._begin(host, job)
+            if failed is not None:
+                return failed
+            if not job.over.done():
+                told(Status("RUNNING"))
+            return await asyncio.shield(job.over)
+        finally:
+            job.end("CANCELLED")  # where `run` itself was cancelled
+            self._jobs.pop(task.id, None)
+
+    async def cancel(self, job: str) -> None:
+        """Make a running task's `run` return CANCELLED within two seconds."""
+        if job in self._jobs:
+            self._jobs[job].end("CANCELLED")
+
+    async def answer(self, job: str, number: int, payload: bytes) -> None:
+        """The values that a `local()` part has given back.
+
+        Raises:
+            ValueError: the job is over, or does not wait for that answer.
+        """
+        if job not in self._jobs:
+            raise ValueError(f"no job {job} is running.")
+        await self._jobs[job].answer(number, payload)
+
+    # Models come and go --------------------------------------------------------------------------
+
+    async def _begin(self, host: Host, job: Running) -> Ended | None:
+        """Load the model and submit the job; an end where that cannot be."""
+        for _ in range(2):  # a process that has just died is started once more
+            loading = self._soon(self._load(host))
+            either: set[asyncio.Future[Any]] = {loading, job.over}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if job.over.done():
+                return None
+            if not loading.result():
+                fault = host.fault or Fault(
+                    "RuntimeError", "the model's process cannot be started."
+                )
+                return Ended("ERROR", fault)
+            host.used_at = asyncio.get_running_loop().time()
+            try:
+                host.submit(job)
+            except ConnectionError:
+                continue
+            except OSError as error:
+                return Ended("ERROR", Fault("OSError", f"the job's files: {error.strerror}"))
+            return None
+        return Ended(
+            "LOST", Fault("RuntimeError", "the model's process ended twice; send it again.")
+        )
+
+    async def _load(self, host: Host) -> bool:
+        if host.state == "ready":
+            return True
+        async with self._loading:
+            if host.state != "ready":
+                await self._make_room(host)
+            if host.state == "failed":  # it may be there by now
+                await host.stop()
+            return await host.load()
+
+    async def _make_room(self, host: Host) -> None:
+        """Evict models, the longest idle first, until this one's files fit; none that has jobs."""
+        needed = host.settings.spec.files_bytes
+        while True:
+            others = [it for it in self._hosts.values() if it is not host and it.state == "ready"]
+            if sum(it.bytes for it in others) + needed <= self._memory or not others:
+                return
+            idle = sorted((it for it in others if not it.jobs), key=lambda it: it.used_at)
+            if idle:
+                await idle[0].stop()
+            else:
+                async with self._freed:
+                    await self._freed.wait()
+
+    def _changed(self, host: Host) -> None:
+        self._soon(self._tell_freed())
+        if host.died and not self._stopping:
+            host.died = False
+            self._soon(self._again(host))
+
+    async def _tell_freed(self) -> bool:
+        async with self._freed:
+            self._freed.notify_all()
+        return True
+
+    async def _again(self, host: Host) -> bool:
+        await asyncio.sleep(_RESTART_S)
+        return await self._load(host)
+
+    def _soon(self, work: "asyncio.Future[bool] | object") -> asyncio.Task[bool]:
+        task: asyncio.Task[bool] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _named(self, model: str) -> Host | None:
+        if model in self._hosts:
+            return self._hosts[model]
+        known = (it for it in self._hosts.values() if model in it.settings.spec.known_as)
+        return next(known, None)
+
+
+def _unknown(model: str, hosts: dict[str, Host]) -> Fault:
+    return Fault(
+        "insitu.ModelNotFoundError",
+        f"this server has no model {model!r}.\n"
+        f"Why: it was started for {', '.join(sorted(hosts)) or 'none'}.\n"
+        "Next: name one of those, or start a server for it: insitu serve MODEL.",
+    )
+
+
+def _machine_bytes() -> int:
+    with contextlib.suppress(ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 2**36
