@@ -269,7 +269,6 @@ def test_a_setting_that_needs_a_missing_package_says_which(folder, monkeypatch):
 
 
 def test_torchao_quantises_on_the_cpu(folder):
-    pytest.importorskip("torchao")
     from torchao.quantization import Int8WeightOnlyConfig
 
     config = transformers.TorchAoConfig(Int8WeightOnlyConfig())

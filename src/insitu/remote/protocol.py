@@ -39,6 +39,8 @@ class Limits:
     """What one job may take; all of it stands in `/v1/info`."""
 
     request_bytes: int = 64 * 2**20
+    unpacked_bytes: int = 2**30
+    """Of a request, when it has been inflated."""
     result_bytes: int = 2 * 2**30
     local_bytes: int = 256 * 2**20
     """One way of one `local()` block."""

@@ -35,6 +35,7 @@ from insitu.engine.cache.options import to_device
 from insitu.engine.cache.record import INPUTS, OUTPUT, STEP, Plan, Record
 from insitu.engine.cache.values import Ref, leaves, mapped
 from insitu.engine.opening import opened
+from insitu.engine.save import save
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InsituError, MissingActivation, StepError, UsageError
 
@@ -208,15 +209,19 @@ class ActivationCache(Mapping[str, Any]):
             ]
         )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Write the cache to one safetensors file, over what is there; gives its path.
 
             cache.save("hello.safetensors")
             cache = insitu.load_cache("hello.safetensors")
 
+            cache = tracer.cache().save()       # in a block elsewhere: it is to come back
+
         Raises:
             CacheFileError: there are no numbers to write, as after a scan.
         """
+        if path is None:
+            return save(self)
         place = Path(path)
         write(place, {p: r for p, r in self._records.items() if r.calls}, self._model)
         return place

@@ -58,7 +58,7 @@ def execute(model: Any, request: bytes, link: Link, result: BinaryIO, limits: Li
     """
     try:
         header, tensors = container.unpack(
-            request, most=limits.request_bytes * 64, header_most=limits.header_bytes
+            request, most=limits.unpacked_bytes, header_most=limits.header_bytes
         )
         block = received(header, tensors, model)
         saved = run(model, block, link, limits)

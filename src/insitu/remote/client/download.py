@@ -40,8 +40,10 @@ class Result:
     payload: bytes | None = None
 
 
-def fetch(connection: Connection, job: str, result: Result, told: Told | None = None) -> Container:
-    """The header and the tensors of a result.
+def fetch(
+    connection: Connection, job: str, result: Result, told: Told | None = None, *, bar: bool = True
+) -> Container:
+    """The header and the tensors of a result, with a bar while they come.
 
     Raises:
         ServerError: it is larger than may be, or not what was announced.
@@ -49,7 +51,7 @@ def fetch(connection: Connection, job: str, result: Result, told: Told | None = 
     """
     if result.payload is not None:
         return _unpacked(_Checked(io.BytesIO(result.payload), result), job)
-    with _Bar(result.size_bytes) as show, Download(connection, job, result) as arriving:
+    with _Bar(result.size_bytes, is_shown=bar) as show, Download(connection, job, result) as arriving:
 
         def tell(done: int) -> None:
             show(done)
@@ -199,13 +201,13 @@ class Download:
 class _Bar:
     """The bar beside a download; gives what moves it."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, is_shown: bool) -> None:
         from tqdm.auto import tqdm
 
         kind: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # else it leaves a thread behind
         self._bar = kind(
             desc="Downloading result", total=total, unit="B", unit_scale=True,
-            mininterval=_SHOWN_EVERY_S,
+            mininterval=_SHOWN_EVERY_S, disable=not is_shown,
         )  # fmt: skip
 
     def __enter__(self) -> Callable[[int], None]:

@@ -203,6 +203,16 @@ def jobs(remote: Remote = True) -> Jobs:
     return Jobs(server.url, tuple(server.rows("/v1/jobs", "jobs")))
 
 
+def taken_up(remote: Remote = True, most: int = 20) -> list[RemoteJob]:
+    """One's own jobs on a server as jobs that can be watched, the newest first."""
+    server = Connection.of(remote)
+    rows = [row for row in server.rows("/v1/jobs", "jobs") if words.is_id(row.get("id"))]
+    return [
+        RemoteJob(server, row["id"], title=words.one_line(row.get("model") or "", 80)).start()
+        for row in rows[:most]
+    ]
+
+
 def job(id: str, remote: Remote = True) -> RemoteJob:
     """Take up a job that was sent before, from this process or another.
 

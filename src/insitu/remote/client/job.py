@@ -68,6 +68,8 @@ class RemoteJob:
     """
 
     cancel_on_main_thread = False
+    shows_bar = True
+    """Whether a download draws a bar; its progress is told to who listens either way."""
 
     def __init__(
         self, connection: Connection, id: str, caller: Caller | None = None, *, title: str = ""
@@ -302,7 +304,8 @@ class RemoteJob:
         elif end.result is None:
             raise words.strange("the end of a completed job without a result")
         else:
-            header, tensors = download.fetch(self.connection, self.id, end.result, self._downloaded)
+            told, bar = self._downloaded, self.shows_bar
+            header, tensors = download.fetch(self.connection, self.id, end.result, told, bar=bar)
             self._value = [self._caller.decode(header, tensors)]
 
     def _failure(self, end: told.End) -> BaseException:

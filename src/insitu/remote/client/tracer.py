@@ -165,6 +165,10 @@ class RemoteTracer:
                 self._names[name] = value
         self._names.write_back()
 
+    def _watch(self, job: RemoteJob) -> None:
+        """Show what a job says that is waited for."""
+        show(job)
+
     # Running ---------------------------------------------------------------------------------
 
     def _packed(self) -> bytes:
@@ -182,7 +186,7 @@ class RemoteTracer:
         job = RemoteJob.sent(Connection.of(self._remote), payload, caller, title=title)
         self._job = job
         if self._blocking:
-            show(job)
+            self._watch(job)
             values: dict[str, Any] = job.run()
             return values
         if parts is not None:
