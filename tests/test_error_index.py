@@ -22,32 +22,7 @@ LINES = PAGE.read_text().splitlines()
 LATER: set[str] = set()
 """Classes not on the page yet. It can only shrink."""
 
-LATER_FILES = {
-    "models/denoising.py",
-    "models/diffusion.py",
-    "models/latents.py",
-    "models/pipeline_inputs.py",
-    "models/pipelines.py",
-    "notebook/magics/cache.py",
-    "notebook/magics/grads.py",
-    "notebook/magics/lens.py",
-    "notebook/magics/line.py",
-    "notebook/magics/names.py",
-    "notebook/magics/patch.py",
-    "notebook/magics/run.py",
-    "notebook/magics/sites.py",
-    "notebook/magics/source.py",
-    "notebook/magics/views.py",
-    "notebook/request.py",
-    "widgets/denoising_view.py",
-    "widgets/generation_record.py",
-    "widgets/generation_runs.py",
-    "widgets/generation_view.py",
-    "widgets/recording.py",
-    "widgets/remote_log.py",
-    "widgets/run_ledger.py",
-    "widgets/stepper.py",
-}
+LATER_FILES: set[str] = set()
 """Files whose messages are not on the page yet. It can only shrink."""
 
 CLASSES = {

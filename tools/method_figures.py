@@ -1,6 +1,6 @@
 """The figure of each method on the demo model, for docs/methods.md; offline, by chromium.
 
-python tools/method_figures.py                      # all, into docs/images/methods
+python tools/method_figures.py                      # all, into docs/images/methods: make figures
 python tools/method_figures.py logit_lens steering  # some
 
 A figure is the plotly figure a notebook would show. The programs are those of docs/methods.md: the

@@ -16,7 +16,7 @@ async function shown(keys = tokens) {
     tile: (layer, head, rows, columns) => (asked.push(`tile ${layer} ${head} ${rows} ${columns}`), weights([size, size])),
     query: (layer, head, query) => (asked.push(`query ${layer} ${head} ${query}`), weights([size])),
   });
-  view.show({ title: "Attention", layers: ["0", "1"], heads: ["0", "1"], queries: keys, keys, note: "" });
+  view.show({ title: "Attention", layers: ["0", "1"], heads: ["0", "1"], queries: keys, keys, note: "", size: [keys.length, keys.length] });
   await new Promise((done) => setTimeout(done));
   return { el, view, asked, chosen };
 }

@@ -120,3 +120,19 @@ test("a long text shows the steps around the one looked at", () => {
   for (let n = 0; n < 5000; n++) expect(generation.put(0, n, step("a"))).toBe(true);
   expect(generation.length).toBe(5000);
 });
+
+test("of a generation of a million steps the first are fetched, and it says so", async () => {
+  const el = document.createElement("div");
+  document.body.replaceChildren(el);
+  let asked = 0;
+  const step = { token: "a", id: null, chance: null, entropy: null, top: [], texts: [], values: [], forced: false };
+  const view = generationView(el, {
+    select: () => undefined, focus: () => undefined, fork: () => Promise.resolve(), stop: () => Promise.resolve(),
+    steps: () => (asked++, Promise.resolve({ steps: Array.from({ length: 2000 }, () => step), more: true })),
+  });
+  view.lanes([{ number: 0, parent: null, start: 0, why: "main", state: "done", trouble: null }]);
+  for (let turn = 0; turn < 30; turn++) await new Promise((done) => setTimeout(done, 5));
+  expect(asked).toBe(10);
+  expect(el.textContent).toContain("the first 20,000 steps are here");
+  expect(el.querySelectorAll("td").length).toBeLessThan(100);
+});

@@ -6,9 +6,10 @@ function shown() {
   const el = document.createElement("div");
   document.body.replaceChildren(el);
   const chosen: number[][] = [];
-  const view = lensGrid(el, { select: (row, column) => chosen.push([row, column]), top: () => Promise.resolve([[" Paris", 0.9]]) });
-  view.show({ ...sample, measures: sample.measures as Measure[], values: sample.values.map((all) => new Float32Array(all)) });
-  return { el, view, chosen, canvas: el.querySelector("canvas") as HTMLCanvasElement };
+  const measured: number[] = [];
+  const view = lensGrid(el, { select: (row, column) => chosen.push([row, column]), top: () => Promise.resolve([[" Paris", 0.9]]), measure: (number) => measured.push(number) });
+  view.show({ ...sample, note: "", measures: sample.measures as Measure[], values: sample.values.map((all) => new Float32Array(all)) });
+  return { el, view, chosen, measured, canvas: el.querySelector("canvas") as HTMLCanvasElement };
 }
 
 const press = (canvas: HTMLElement, key: string) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
@@ -24,8 +25,14 @@ test("the last layer stands at the top, and Enter selects its first cell", async
 });
 
 test("every measure can be chosen", () => {
-  const { el } = shown();
+  const { el, view, measured } = shown();
   expect([...el.querySelectorAll("option")].map((option) => option.textContent)).toEqual(sample.measures.map((measure) => measure.quantity));
+  const choice = el.querySelector("select") as HTMLSelectElement;
+  choice.selectedIndex = 1;
+  choice.dispatchEvent(new Event("change"));
+  expect(measured).toEqual([1]);
+  view.setMeasure(0); // as Python, or a page that was reloaded, says
+  expect(choice.selectedIndex).toBe(0);
 });
 
 test("the table behind has all numbers", () => {
@@ -34,4 +41,26 @@ test("the table behind has all numbers", () => {
   fold.open = true;
   fold.dispatchEvent(new Event("toggle"));
   expect(fold.querySelectorAll("tbody tr").length).toBe(sample.rows.length * sample.columns.length);
+});
+
+test("a mouse that leaves gives the cursor back to the cell that is selected", () => {
+  const { view, canvas, el } = shown();
+  const under = (): string => el.querySelector(".insitu-lens_grid")?.textContent ?? "";
+  view.mark(0, 0);
+  const selected = `layer ${sample.rows[0]} · pos ${sample.columns[0]}`;
+  expect(under()).toContain(selected);
+  press(canvas, "ArrowRight");
+  expect(under()).not.toContain(selected);
+  canvas.dispatchEvent(new PointerEvent("pointerleave"));
+  expect(under()).toContain(selected);
+});
+
+test("a cell that is selected elsewhere tells what else was likely in it, once", async () => {
+  const { view, el, canvas } = shown();
+  expect(el.querySelector(".top code")).toBeNull();
+  view.mark(1, 0);
+  await Promise.resolve();
+  await Promise.resolve();
+  expect(el.querySelector(".top code")?.textContent).toBe("·Paris");
+  expect(canvas.style.outlineOffset).toBe("-2px"); // its place cuts off what stands out
 });

@@ -7,6 +7,7 @@ function shown(rows = sample.rows as Row[]) {
   const el = document.createElement("div");
   document.body.replaceChildren(el);
   const asked: [string, unknown][] = [];
+  const told: number[][] = [];
   let fails = false;
   const give = <T>(name: string, given: unknown, value: T): Promise<T> => (asked.push([name, given]), fails ? Promise.reject(new Refused({ what: "no", why: "because", next: "so" })) : Promise.resolve(value));
   const view = runLedger(el, {
@@ -15,12 +16,13 @@ function shown(rows = sample.rows as Row[]) {
     again: (number, seeded) => give("again", [number, seeded], null),
     export: (numbers) => give("export", numbers, "{}"),
     choose: (numbers) => asked.push(["choose", numbers]),
+    show: (numbers) => told.push(numbers),
   });
   view.setRows(rows);
   const button = (name: string) => [...el.querySelectorAll("button")].find((it) => it.textContent === name) as HTMLButtonElement;
   const lines = () => [...el.querySelectorAll("tbody tr[tabindex]")] as HTMLElement[];
   const settle = () => new Promise((done) => setTimeout(done));
-  return { el, view, asked, button, lines, settle, fail: () => (fails = true) };
+  return { el, view, asked, told, button, lines, settle, fail: () => (fails = true) };
 }
 
 test("two runs that are ticked are compared, the older one first", async () => {

@@ -1,9 +1,10 @@
 """An image drawn in a real JupyterLab: its steps come as pictures, and are scrubbed."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from widget_pages import open_cells, output_of, pictures
+from widget_pages import assert_prints, eventually, look, open_cells, pictures
 
 pytestmark = pytest.mark.slow
 
@@ -22,13 +23,15 @@ def test_pictures_come_and_are_scrubbed(lab):
     notebook = open_cells(lab, CELLS)
     view = notebook.page.locator(".insitu-denoising_view")
     view.get_by_role("option").nth(5).wait_for()
+    look(notebook, 1)
     assert view.locator(".maps canvas").count() == 3
     view.get_by_role("option").nth(4).click()
     notebook.page.keyboard.press("ArrowLeft")
     view.get_by_text("step 3 · timestep").wait_for()
     loaded = "images => images.every(image => image.naturalWidth === 16)"
-    assert view.locator(".strip img").evaluate_all(loaded)
-    assert output_of(notebook, 2) == "3 6 done\n"
+    read = partial(view.locator(".strip img").evaluate_all, loaded)
+    assert eventually(notebook, read, True)
+    assert_prints(notebook, 2, "3 6 done\n")
     pictures(notebook, 1, "denoising_view")
     assert notebook.said == []
     assert lab.outside == []

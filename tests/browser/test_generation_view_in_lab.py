@@ -1,7 +1,7 @@
 """A generation in a real JupyterLab: it fills while its cell runs, is scrubbed, stopped, forked."""
 
 import pytest
-from widget_pages import open_cells, output_of, pictures
+from widget_pages import eventually, look, open_cells, output_of, pictures, told
 
 pytestmark = pytest.mark.slow
 
@@ -40,9 +40,12 @@ def test_a_generation_fills_is_stopped_and_forks(lab):
     view.get_by_role("button", name="Stop").click()
     notebook.wait_idle()
     view.get_by_text("stopped: what came so far is kept").wait_for()
+    look(notebook, 1)
     assert page.locator(".insitu-generation_view").count() == 1  # its last line shows no second
-    count = view.locator(".lanes tbody tr").first.locator(".token").count()
+    count = int(notebook.python("print(len(view.branches[0].own))"))
     assert 6 <= count < 80
+    tokens = view.locator(".lanes tbody tr").first.locator(".token")
+    assert eventually(notebook, tokens.count, count) == count
 
     view.locator(".lanes .token").nth(2).click()
     likely = view.locator(".likely button:not(:disabled)").first
@@ -53,16 +56,21 @@ def test_a_generation_fills_is_stopped_and_forks(lab):
     form.locator("[name=edit]").fill("model.layers[2].resid_post[:, -1] *= 0")
     form.get_by_role("button", name="Fork at step 2").click()
     view.locator(".lanes tbody tr").nth(2).wait_for()
-    for _ in range(2):  # the forks are long, and may be stopped too
-        stop = view.get_by_role("button", name="Stop")
-        page.wait_for_timeout(700)
-        if stop.is_visible():
-            stop.click()
-            stop.wait_for(state="hidden")
-    told = eval(output_of(notebook, 2))
-    assert told[0] == ("slowly", 0, None, "stopped", count)
-    assert {told[1][0], told[2][0]} == {repr(token), "model.layers[2].resid_post[:, -1] *= 0"}
-    assert [branch[1:3] for branch in told[1:]] == [(2, 0), (2, 0)]
+    stop = view.get_by_role("button", name="Stop")
+    running = "[it.number for it in view.branches if it.state in ('waiting', 'running')]"
+
+    def left():  # the forks are long, and may be stopped too
+        stop.evaluate_all("buttons => buttons.forEach(button => button.click())")
+        return told(notebook, running)
+
+    assert eventually(notebook, left, []) == []
+    branches = eval(output_of(notebook, 2))
+    assert branches[0] == ("slowly", 0, None, "stopped", count)
+    assert {branches[1][0], branches[2][0]} == {
+        repr(token),
+        "model.layers[2].resid_post[:, -1] *= 0",
+    }
+    assert [branch[1:3] for branch in branches[1:]] == [(2, 0), (2, 0)]
 
     view.locator(".lanes").focus()
     page.keyboard.press("ArrowRight")

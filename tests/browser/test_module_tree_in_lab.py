@@ -1,7 +1,7 @@
 """The tree of modules in a real JupyterLab: walked, searched, and its effect on Python."""
 
 import pytest
-from widget_pages import open_cells, output_of, pictures
+from widget_pages import assert_prints, open_cells, pictures
 
 pytestmark = pytest.mark.slow
 
@@ -11,7 +11,7 @@ CELLS = [
 ]
 
 
-def test_a_click_in_the_tree_selects_in_python(lab):
+def test_a_click_and_the_arrow_keys_select_in_python(lab):
     notebook = open_cells(lab, CELLS)
     view = notebook.page.locator(".insitu-module_tree")
     view.wait_for()
@@ -19,17 +19,15 @@ def test_a_click_in_the_tree_selects_in_python(lab):
     view.get_by_role("treeitem").filter(has_text="c_proj").first.click()
     view.locator(".told").wait_for()
 
-    assert output_of(notebook, 1) == "selected transformer.h.3.attn.c_proj Conv1D\n"
+    assert_prints(notebook, 1, "selected transformer.h.3.attn.c_proj Conv1D\n")
     pictures(notebook, 0, "module_tree")
-    assert lab.outside == []
 
-
-def test_the_arrow_keys_walk_it(lab):
-    notebook = open_cells(lab, CELLS)
-    notebook.page.locator(".insitu-module_tree [role=tree]").focus()
+    view.get_by_role("searchbox").fill("")
+    view.locator("[role=tree]").focus()
     for key in ("Home", "ArrowDown", "ArrowDown"):
         notebook.page.keyboard.press(key)
-    assert output_of(notebook, 1).startswith("selected transformer.wte ")
+    assert_prints(notebook, 1, "selected transformer.wte Embedding\n")
+    assert notebook.said == lab.outside == []
 
 
 RUNS = [
@@ -37,9 +35,9 @@ RUNS = [
     "with model.trace('The Eiffel Tower is in the city of'):\n"
     "    h = model.transformer.h[0].mlp.output\n    model.transformer.h[2].output[:] *= 2",
     "held = model.open('The Eiffel Tower is in')\nheld.until(model.transformer.h[1])",
-    "with model.generate('Once upon a time', max_new_tokens=40) as tracer:\n"
-    "    for step in tracer.iter[:]:\n        model.transformer.h[0].output\n"
-    "        time.sleep(0.1)",
+    "with model.generate('Once upon a time', max_new_tokens=100) as tracer:\n"
+    "    for step in tracer.iter[:]:\n        model.transformer.h[0].ln_1.output\n"
+    "        time.sleep(0.1)\n        if tree.selected:\n            tracer.stop()",
 ]
 
 
@@ -63,10 +61,11 @@ def test_the_tree_marks_what_runs_do_while_they_run(lab):
     }}""",
         RUNS[2],
     )
-    read = view.locator('[role=treeitem] [aria-label="ran, read"]')
-    read.first.wait_for()
+    row = view.get_by_role("treeitem").filter(has_text="ln_1").first
+    row.locator('[aria-label="ran, read"]').wait_for()
     state = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
     assert notebook.page.evaluate(state) == "busy"  # the marks come while the cell runs
+    view.get_by_role("treeitem").nth(1).click()  # and a click reaches it: it ends
     notebook.wait_idle()
 
     notebook.run(1)

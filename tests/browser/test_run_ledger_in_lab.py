@@ -1,7 +1,7 @@
 """The run ledger in a real JupyterLab: filled by cells, compared, run again from the page."""
 
 import pytest
-from widget_pages import open_cells, output_of, pictures
+from widget_pages import assert_prints, open_cells, pictures
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_runs_are_noted_compared_and_run_again(lab):
     view.get_by_label("Tick run 2").check()
     view.get_by_role("button", name="Compare").click()
     view.locator("pre .second").get_by_text("*= -3").wait_for()
-    assert output_of(notebook, 3) == "2 [1, 2]\n"
+    assert_prints(notebook, 3, "2 [1, 2]\n")
     pictures(notebook, 0, "run_ledger")
 
     with notebook.page.expect_download() as saved:
@@ -38,6 +38,6 @@ def test_runs_are_noted_compared_and_run_again(lab):
     view.get_by_label("Tick run 2").uncheck()
     view.get_by_role("button", name="Run again").click()
     view.get_by_text("3 runs", exact=True).wait_for()
-    assert output_of(notebook, 3) == "3 [1]\n"
+    assert_prints(notebook, 3, "3 [1]\n")
     assert notebook.said == []
     assert lab.outside == []

@@ -1,9 +1,34 @@
 """Notebooks for the browser tests of widgets: cells in, outputs and pictures out."""
 
+import json
 import os
+import time
 from pathlib import Path
 
 import nbformat
+
+LOOK = """async ([index, wanted, patience]) => {
+    const look = () => {
+        const cell = window.jupyterapp.shell.currentWidget.content.widgets[index];
+        const view = cell.node.querySelector('.insitu-view');
+        if (!view) return 'there is no view';
+        const parts = [...view.children].filter(part => !part.classList.contains('spoken'));
+        const chosen = [...view.querySelectorAll('[aria-selected=true], [aria-pressed=true]')];
+        return JSON.stringify([
+            parts.map(part => part.innerText).join('\\n'),
+            chosen.map(one => one.textContent),
+            [...view.querySelectorAll('canvas')].map(one => one.toDataURL()),
+        ]);
+    };
+    let [seen, since, began] = [look(), Date.now(), Date.now()];
+    for (;;) {
+        const [now, isNew] = [look(), seen !== look()];
+        if (isNew) [seen, since] = [now, Date.now()];
+        const isLate = Date.now() - began > patience;
+        if (isLate || (Date.now() - since > 300 && (!wanted || seen === wanted))) return seen;
+        await new Promise(done => setTimeout(done, 50));
+    }
+}"""
 
 
 def open_cells(lab, cells, name="views.ipynb"):
@@ -16,11 +41,8 @@ def open_cells(lab, cells, name="views.ipynb"):
     }
     nbformat.write(book, lab.root / name)
     notebook = lab.open(name)
-    notebook.page.on(
-        "console", lambda said: said.type == "error" and notebook.said.append(said.text)
-    )
     notebook.run_all()
-    assert notebook.errors() == []
+    assert not notebook.errors(), notebook.errors()[0]
     return notebook
 
 
@@ -28,8 +50,42 @@ def output_of(notebook, index):
     """What a cell prints when it is run now."""
     notebook.run(index)
     outputs = notebook.cells()[index]["outputs"]
-    assert notebook.errors() == []
+    assert not notebook.errors(), notebook.errors()[0]
     return "".join(text for output in outputs for text in output.get("text", ""))
+
+
+def eventually(notebook, read, wanted):
+    """What is read, once it is as wanted, or as it is when patience ends."""
+    deadline = time.monotonic() + 20
+    while (seen := read()) != wanted and time.monotonic() < deadline:
+        notebook.page.wait_for_timeout(50)
+    return seen
+
+
+def assert_prints(notebook, index, wanted):
+    """A cell prints this once what was done in the page has reached the kernel.
+
+    ipywidgets holds a change back while the kernel has not answered to the one before.
+    """
+    assert eventually(notebook, lambda: output_of(notebook, index), wanted) == wanted
+
+
+def assert_told(notebook, expression, wanted):
+    """What a Python expression is in the kernel, by way of JSON, once that has reached it."""
+    assert eventually(notebook, lambda: told(notebook, expression), wanted) == wanted
+
+
+def told(notebook, expression):
+    """What a Python expression is in the kernel now, by way of JSON."""
+    return json.loads(notebook.python(f"import json; print(json.dumps({expression}))"))
+
+
+def look(notebook, index, wanted=None):
+    """What the view of a cell shows once it stands still, and, where that is given, is as wanted.
+
+    At the end of its cell a view that was filled there is made again, from what the kernel knows.
+    """
+    return notebook.page.evaluate(LOOK, [index, wanted, 20_000])
 
 
 def pictures(notebook, index, name):
@@ -43,3 +99,12 @@ def pictures(notebook, index, name):
             path=Path(folder) / f"{name}-{theme}.png"
         )
     notebook.paint("light")
+
+
+def saved(notebook, view, button, name):
+    """What a view's export button saves: its text, or the bytes of a picture."""
+    with notebook.page.expect_download() as download:
+        view.get_by_role("button", name=button, exact=True).click()
+    assert download.value.suggested_filename == name
+    content = Path(download.value.path()).read_bytes()
+    return content if name.endswith(".png") else content.decode()

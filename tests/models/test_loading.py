@@ -269,6 +269,7 @@ def test_a_setting_that_needs_a_missing_package_says_which(folder, monkeypatch):
 
 
 def test_torchao_quantises_on_the_cpu(folder):
+    pytest.importorskip("torchao")  # no part of the dev install: it prints at every import
     from torchao.quantization import Int8WeightOnlyConfig
 
     config = transformers.TorchAoConfig(Int8WeightOnlyConfig())

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import ask, numbers_of, trouble_with, value_of
+from every_widget import WIDGETS, small_estimate, small_net
 from torch import nn
 
 import insitu
@@ -18,27 +20,9 @@ from insitu.methods.metrics import logit_difference
 from insitu.methods.result import Result
 from insitu.widgets import AttentionView, CacheInspector, LensGrid, ModuleTree, SourceBrowser
 from insitu.widgets.base import Widget
-from insitu.widgets.job_dock import JobDock
 from insitu.widgets.patch_map import PatchMap, patch_map
-from insitu.widgets.remote_log import RemoteLog
 
 SAMPLES = Path(__file__).parents[2] / "labextension" / "samples"
-
-
-@pytest.fixture(autouse=True)
-def nothing_selected():
-    yield
-    insitu.selection.clear()
-
-
-def ask(widget, name, **given):
-    """What a view gets when it asks, as a host would pass it on."""
-    sent = []
-    widget.send = lambda content, buffers=None: sent.append((content, buffers))
-    widget._heard(widget, {"ask": 7, "name": name, "given": given}, [])
-    ((content, buffers),) = sent
-    assert content["answer"] == 7
-    return content, [torch.tensor(np.frombuffer(part, "<f4")) for part in buffers or ()]
 
 
 def sample(name):
@@ -46,40 +30,6 @@ def sample(name):
 
 
 # Every view ---------------------------------------------------------------------------------------
-
-
-def small_net():
-    inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    return nn.Sequential(nn.Linear(2, 2), inner, nn.Linear(2, 2))
-
-
-def small_lens():
-    axes = Axis("layer", range(3)), Axis("pos", ["The", " city", "\n"])
-    values = torch.arange(9.0).view(3, 3) / 9
-    ranks = Axis("rank", range(2))
-    chances = torch.rand(3, 3, 2, generator=torch.Generator().manual_seed(0))
-    further = {
-        "kl": Result(1 - values, axes, "KL from the final prediction", "nats"),
-        "top": Result(chances, (*axes, ranks), "probability", texts=["a", "b"] * 9),
-    }
-    return Result(values, axes, "probability", title="Logit lens", limits=(0, 1),
-                  texts=list("abcdefghi"), further=further)  # fmt: skip
-
-
-def small_estimate():
-    return Result(torch.rand(2, 3), (Axis("layer", range(2)), Axis("pos", "abc")), "share")
-
-
-WIDGETS = {
-    "module_tree": lambda: ModuleTree(NNsight(small_net())),
-    "lens_grid": lambda: LensGrid(small_lens()),
-    "attention_view": lambda: AttentionView.of(torch.rand(2, 3, 3), tokens="abc"),
-    "source_browser": lambda: SourceBrowser(NNsight(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))),
-    "patch_map": lambda: PatchMap(small_estimate(), lambda layer, places: torch.ones(len(places))),
-    "cache_inspector": lambda: CacheInspector({"x": torch.rand(3, 4)}),
-    "remote_log": RemoteLog,
-    "job_dock": JobDock,
-}
 
 
 @pytest.mark.parametrize("name", WIDGETS)
@@ -94,8 +44,7 @@ def test_a_view_has_its_bundle_and_twins_of_text_and_html(name):
 
 @pytest.mark.parametrize("name", WIDGETS)
 def test_a_question_that_cannot_be_answered_comes_back_as_trouble(name):
-    content, _ = ask(WIDGETS[name](), "nonsense")
-    assert "answers no 'nonsense'" in content["trouble"]["what"]
+    assert "answers no 'nonsense'" in trouble_with(WIDGETS[name](), "nonsense")["what"]
 
 
 def test_views_share_one_selection_with_python():
@@ -148,8 +97,7 @@ def test_what_is_selected_in_a_tree_is_a_wrapped_module(llm):
     tree.selected = "transformer.h.1.mlp"
     assert tree.module is llm.transformer.h[1].mlp
     row = [name for name, _ in llm._module.named_modules()].index("transformer.h.1.mlp")
-    content, _ = ask(tree, "about", row=row)
-    assert content["value"]["class"].endswith("GPT2MLP")
+    assert value_of(tree, "about", row=row)["class"].endswith("GPT2MLP")
 
 
 def test_a_tree_outlives_its_model():
@@ -157,8 +105,7 @@ def test_a_tree_outlives_its_model():
     tree = ModuleTree(model)
     del model
     gc.collect()
-    content, _ = ask(tree, "about", row=0)
-    assert content["trouble"]["what"] == "the model of this tree is gone."
+    assert trouble_with(tree, "about", row=0)["what"] == "the model of this tree is gone."
 
 
 def test_a_tree_of_no_wrapped_model_is_refused():
@@ -178,16 +125,15 @@ def test_the_source_sample_is_what_python_sends():
 
 def test_a_browser_goes_into_operations_and_selects_them_for_a_block(llm):
     browser = SourceBrowser(llm.transformer.h[0].attn)
-    content, _ = ask(browser, "into", trail=["attention_interface_0"])
-    names = [name for _, _, names in content["value"]["lines"] for name in names]
+    into = value_of(browser, "into", trail=["attention_interface_0"])
+    names = [name for _, _, names in into["lines"] for name in names]
     inner = next(name for name in names if "scaled_dot_product" in name)
     browser.selected = f"attention_interface_0.source.{inner}"
     with llm.trace("Once upon a time"):
         value = browser.operation.output
         expected = llm.transformer.h[0].attn.c_proj.input
     assert value.numel() == expected.numel()
-    content, _ = ask(browser, "into", trail=["nonsense"])
-    assert "nonsense" in content["trouble"]["what"]
+    assert "nonsense" in trouble_with(browser, "into", trail=["nonsense"])["what"]
 
 
 # The lens grid ------------------------------------------------------------------------------------
@@ -203,8 +149,7 @@ def test_the_lens_sample_is_what_python_sends():
 
 def test_a_grid_tells_the_likeliest_of_a_cell(llm):
     lens = logit_lens(llm, "Once upon a time")
-    content, _ = ask(LensGrid(lens), "top", row=1, column=2)
-    words = [word for word, _ in content["value"]]
+    words = [word for word, _ in value_of(LensGrid(lens), "top", row=1, column=2)]
     top = lens.further["top"].sel(layer=1, pos=2)
     assert words == list(top.texts)
 
@@ -220,11 +165,11 @@ def test_a_grid_wants_two_axes():
 def test_attention_gives_what_is_in_sight(llm):
     found = attention_patterns(llm, "Once upon a time there was")
     view = AttentionView(found)
-    content, (tile,) = ask(view, "tile", layer=1, head=2, rows=[1, 3], columns=[0, 2])
+    about, (tile,) = numbers_of(view, "tile", layer=1, head=2, rows=[1, 3], columns=[0, 2])
     expected = found.values[1, 2, 1:3, 0:2]
-    assert content["value"]["shape"] == [2, 2]
+    assert about["shape"] == [2, 2]
     assert torch.equal(tile.view(2, 2), expected)
-    _, (row,) = ask(view, "query", layer=0, head=1, query=2)
+    _, (row,) = numbers_of(view, "query", layer=0, head=1, query=2)
     assert torch.equal(row, found.values[0, 1, 2])
 
 
@@ -232,8 +177,8 @@ def test_the_brightest_cell_of_a_large_map_is_not_lost():
     pattern = torch.zeros(1, 3000, 3000)
     pattern[0, 1234, 567] = 1
     view = AttentionView.of(pattern, tokens=[str(n) for n in range(3000)])
-    content, (tile,) = ask(view, "tile", layer=0, head=0, rows=[0, 3000], columns=[0, 3000])
-    assert content["value"]["shape"] == [240, 240]
+    about, (tile,) = numbers_of(view, "tile", layer=0, head=0, rows=[0, 3000], columns=[0, 3000])
+    assert about["shape"] == [240, 240]
     assert tile.max() == 1
 
 
@@ -242,35 +187,32 @@ def test_the_brightest_cell_of_a_large_map_is_not_lost():
 
 def test_rows_come_a_window_at_a_time_and_are_found_by_name():
     view = CacheInspector({f"layer.{n}": torch.full((2, 3), float(n)) for n in range(500)})
-    content, _ = ask(view, "rows", first=10, end=12)
-    assert content["value"]["total"] == 500
-    assert [row[1] for row in content["value"]["rows"]] == ["layer.10", "layer.11"]
-    content, _ = ask(view, "rows", first=0, end=60, words="99")
-    assert [row[1] for row in content["value"]["rows"]] == [
-        f"layer.{n}" for n in (99, 199, 299, 399, 499)
-    ]
-    content, _ = ask(view, "numbers", which=[3])
-    assert content["value"]["3"]["mean"] == 3.0
+    window = value_of(view, "rows", first=10, end=12)
+    assert window["total"] == 500
+    assert [row[1] for row in window["rows"]] == ["layer.10", "layer.11"]
+    found = value_of(view, "rows", first=0, end=60, words="99")["rows"]
+    assert [row[1] for row in found] == [f"layer.{n}" for n in (99, 199, 299, 399, 499)]
+    assert value_of(view, "numbers", which=[3])["3"]["mean"] == 3.0
 
 
 def test_a_hunt_finds_the_next_nan():
     given = {f"t{n}": torch.zeros(3) for n in range(5)}
     given["t3"][1] = float("nan")
     view = CacheInspector(given)
-    assert ask(view, "hunt", start=0)[0]["value"] == {"found": 3, "next": 4}
-    assert ask(view, "hunt", start=4)[0]["value"] == {"found": None, "next": None}
+    assert value_of(view, "hunt", start=0) == {"found": 3, "next": 4}
+    assert value_of(view, "hunt", start=4) == {"found": None, "next": None}
 
 
 def test_a_picture_keeps_the_extremes_and_the_nan_of_a_large_tensor():
     tensor = torch.zeros(2, 1000, 1000)
     tensor[1, 10, 10], tensor[1, 500, 500] = -7.0, float("nan")
     view = CacheInspector(tensor)
-    content, (picture, counts) = ask(view, "picture", which=0, at=[1])
-    assert content["value"]["picture"] == [200, 200]
+    about, (picture, counts) = numbers_of(view, "picture", which=0, at=[1])
+    assert about["picture"] == [200, 200]
     assert picture[picture.isfinite()].min() == -7
     assert int(picture.isnan().sum()) == 1
     assert counts.sum() == tensor.numel() - 1
-    content, (part, _) = ask(view, "picture", which=0, at=[1], rows=[8, 12], columns=[8, 12])
+    about, (part, _) = numbers_of(view, "picture", which=0, at=[1], rows=[8, 12], columns=[8, 12])
     assert torch.equal(part.view(4, 4), tensor[1, 8:12, 8:12])
 
 
@@ -278,8 +220,7 @@ def test_a_picture_keeps_the_extremes_and_the_nan_of_a_large_tensor():
     "tensor", [torch.tensor(1.0), torch.zeros(0, 3), torch.tensor([1j])], ids=str
 )
 def test_any_tensor_has_a_picture(tensor):
-    content, parts = ask(CacheInspector(tensor), "picture", which=0)
-    assert "trouble" not in content
+    _, parts = numbers_of(CacheInspector(tensor), "picture", which=0)
     assert parts[0].numel() == tensor.numel()
 
 
@@ -292,7 +233,7 @@ def test_two_caches_are_compared_by_name(llm):
     view = cache.view(other)
     names = [it.name for it in view._found]
     same, changed = names.index("model.transformer.h.0.output"), names.index("model.lm_head.output")
-    numbers = ask(view, "numbers", which=[same, changed])[0]["value"]
+    numbers = value_of(view, "numbers", which=[same, changed])
     assert numbers[str(same)]["apart"]["largest"] == 0
     assert numbers[str(changed)]["apart"]["largest"] > 0
 
@@ -322,7 +263,7 @@ def test_a_patch_that_fails_is_told_in_the_view():
 
     patches = PatchMap(small_estimate(), fail)
     ask(patches, "run", layers=[0], places=[1])
-    assert patches.state == {"trouble": "RuntimeError: the model is gone"}
+    assert patches.state["trouble"]["what"] == "RuntimeError: the model is gone"
     with pytest.raises(RuntimeError, match="gone"):
         patches.run([0], [1])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from asking import ask, trouble_with, value_of
 
 import insitu
 from insitu.errors import InputError, UsageError
@@ -16,20 +17,6 @@ from insitu.widgets.generation_view import GenerationView, watch_generation
 SAMPLES = Path(__file__).parents[2] / "labextension" / "samples"
 PROMPT = "Once upon a time"
 COUNT = 6
-
-
-@pytest.fixture(autouse=True)
-def nothing_selected():
-    yield
-    insitu.selection.clear()
-
-
-def ask(widget, name, **given):
-    sent = []
-    widget.send = lambda content, buffers=None: sent.append(content)
-    widget._heard(widget, {"ask": 7, "name": name, "given": given}, [])
-    (content,) = sent
-    return content
 
 
 def ids_of(llm, text=PROMPT):
@@ -207,8 +194,7 @@ def test_the_views_own_button_ends_a_run_after_its_step(llm):
 
 def test_the_front_end_forks_by_id_text_or_edit(llm):
     view = watch_generation(llm, PROMPT, max_new_tokens=4)
-    told = ask(view, "fork", branch=0, step=1, id=5)
-    assert told["value"] == {"branch": 1}
+    assert value_of(view, "fork", branch=0, step=1, id=5) == {"branch": 1}
     text = llm.tokenizer.decode([40])
     ask(view, "fork", branch=0, step=2, token=text)
     ask(view, "fork", branch=0, step=2, edit="model.layers[1].resid_post[:] *= 0")
@@ -226,7 +212,7 @@ def test_what_cannot_be_forked_is_told(llm):
         ({"step": 1, "edit": "model.layers["}, "the edit is no Python"),
         ({"step": 1, "branch": 4, "id": 1}, "there is no branch 4"),
     ):
-        assert what in ask(view, "fork", **given)["trouble"]["what"]
+        assert what in trouble_with(view, "fork", **given)["what"]
     assert len(view.branches) == 1
     ask(view, "fork", step=1, edit="model.layers[99].resid_post[:] = 0")
     assert view.lanes[1]["state"] == "failed"
@@ -241,8 +227,9 @@ def test_a_view_outlives_its_model(tiny_gpt2):
     view = watch_generation(model, PROMPT, max_new_tokens=2)
     del model
     gc.collect()
-    told = ask(view, "fork", step=1, id=5)
-    assert told["trouble"]["what"] == "the model of this generation is gone."
+    assert (
+        trouble_with(view, "fork", step=1, id=5)["what"] == "the model of this generation is gone."
+    )
     assert view.text()
 
 
@@ -299,7 +286,7 @@ def test_the_sample_is_what_python_sends():
     view = small_generation()
     sent = {name: getattr(view, name) for name in ("title", "prompt", "layers", "measures")}
     sent["lanes"] = view.lanes
-    sent["steps"] = [ask(view, "steps", branch=number)["value"]["steps"] for number in (0, 1)]
+    sent["steps"] = [value_of(view, "steps", branch=number)["steps"] for number in (0, 1)]
     file = SAMPLES / "generation_view.json"
     assert json.loads(file.read_text()) == json.loads(json.dumps(sent))
 
@@ -308,7 +295,7 @@ def test_a_view_that_opens_late_is_told_all_steps_in_parts():
     view = GenerationView.of([str(n) for n in range(4500)])
     first, told = 0, []
     while True:
-        came = ask(view, "steps", branch=0, first=first)["value"]
+        came = value_of(view, "steps", branch=0, first=first)
         told += [step["token"] for step in came["steps"]]
         first = len(told)
         if not came["more"]:
@@ -329,7 +316,7 @@ def test_a_view_that_opens_late_is_told_all_steps_in_parts():
 )
 def test_numbers_of_any_kind_are_shown(values):
     view = GenerationView.of(["\x00\u202e"], values, entropy=[float("nan")])
-    json.dumps(ask(view, "steps", branch=0), allow_nan=False)
+    value_of(view, "steps", branch=0)
     assert "\x00" not in view.text()
     assert "<script" not in view.html()
 

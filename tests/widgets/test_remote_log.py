@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asking import ask
 
 import insitu
 from insitu.errors import UsageError
@@ -35,14 +36,6 @@ def wait_until(true):
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-def ask(widget, name, **given):
-    sent = []
-    widget.send, before = lambda content, buffers=None: sent.append((content, buffers)), widget.send
-    widget._heard(widget, {"ask": 7, "name": name, "given": given}, [])
-    widget.send = before
-    return next((content, buffers) for content, buffers in sent if "answer" in content)
 
 
 def remote(job="270a6e4d"):

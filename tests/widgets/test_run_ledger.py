@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from asking import value_of
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
@@ -49,15 +50,6 @@ def two(own):
     own.add(CODE.format(3), prompt="b", run_s=0.5, top=((" y", 0.5),))
 
 
-def ask(view, name, **given):
-    sent = []
-    view.send = lambda content, buffers=None: sent.append(content)
-    view._heard(view, {"ask": 1, "name": name, "given": given}, [])
-    ((content),) = sent
-    assert "trouble" not in content, content
-    return json.loads(json.dumps(content["value"]))
-
-
 def test_a_trace_cell_is_noted_with_its_code_prompt_edits_and_effect(shell, capsys):
     view = RunLedger()
     shell.run_cell(CODE.format(2)).raise_error()
@@ -76,19 +68,19 @@ def test_a_trace_cell_is_noted_with_its_code_prompt_edits_and_effect(shell, caps
 def test_a_run_is_run_again_from_the_view(shell, capsys):
     shell.run_cell(CODE.format(2)).raise_error()
     view = RunLedger()
-    ask(view, "again", number=view.rows[0][0], seeded=True)
+    value_of(view, "again", number=view.rows[0][0], seeded=True)
     assert view.busy == 0
     assert view.trouble == {}
     first, again = ledger
     assert (again.code, again.moved, again.top) == (first.code, first.moved, first.top)
     ledger.add("raise RuntimeError('no such luck')")
-    ask(view, "again", number=again.number + 1)
+    value_of(view, "again", number=again.number + 1)
     assert "no such luck" in view.trouble["what"]
 
 
 def test_two_runs_are_compared_line_by_line_and_token_by_token(own):
     two(own)
-    told = ask(RunLedger(own), "compare", first=1, second=2)
+    told = value_of(RunLedger(own), "compare", first=1, second=2)
     assert [sign for sign, _ in told["code"]] == [" ", "-", "+"]
     assert told["top"] == [[" x", 0.75, None], [" y", 0.25, 0.5]]
     assert told["facts"] == [["prompt", "a", "b"]]
@@ -102,15 +94,15 @@ def test_chosen_runs_become_a_notebook_that_is_valid(own, tmp_path):
     nbformat.validate(book)
     assert [cell.source for cell in book.cells if cell.id.startswith("run-")] == [
         CODE.format(2).rstrip(), CODE.format(3).rstrip()]  # fmt: skip
-    assert json.loads(ask(view, "export", numbers=[1])) == json.loads(
-        ask(view, "export", numbers=[1])
+    assert json.loads(value_of(view, "export", numbers=[1])) == json.loads(
+        value_of(view, "export", numbers=[1])
     )
 
 
 def test_an_exported_notebook_loads_the_model_it_ran(own):
     own.add(CODE.format(2), name="model", origin="demo", model="GPT2LMHeadModel")
     own.add(CODE.format(2), name="models[0]")
-    setup = json.loads(ask(RunLedger(own), "export", numbers=[1, 2]))["cells"][1]["source"]
+    setup = json.loads(value_of(RunLedger(own), "export", numbers=[1, 2]))["cells"][1]["source"]
     assert 'model = insitu.LanguageModel("demo")' in setup.replace("'", '"')
     assert "# the model of run 2: models[0]" in setup
 
@@ -173,8 +165,8 @@ def test_the_sample_is_what_python_sends(own):
     two(own)
     view = RunLedger(own)
     sent = {
-        "compared": ask(view, "compare", first=1, second=2),
-        "about": {**ask(view, "about", number=1), "at": "", "seed": "0"},
+        "compared": value_of(view, "compare", first=1, second=2),
+        "about": {**value_of(view, "about", number=1), "at": "", "seed": "0"},
         "rows": [[*row[:1], "", *row[2:]] for row in view.rows],
     }
     assert json.loads(SAMPLE.read_text()) == sent

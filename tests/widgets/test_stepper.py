@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import value_of
 from reference import edited
 from torch import nn
 
@@ -22,10 +23,8 @@ SAMPLE = Path(__file__).parents[2] / "labextension" / "samples" / "stepper.json"
 
 
 @pytest.fixture(autouse=True)
-def nothing_selected(monkeypatch):
+def no_shell(monkeypatch):
     monkeypatch.setattr("insitu.widgets.main_thread.shell", lambda: None)
-    yield
-    insitu.selection.clear()
 
 
 @pytest.fixture
@@ -36,11 +35,7 @@ def run(llm):
 
 def do(stepper, what, **given):
     """What the view asks for; what comes of it shows in the stepper's state."""
-    sent = []
-    stepper.send = lambda content, buffers=None: sent.append(content)
-    stepper._heard(stepper, {"ask": 3, "name": "do", "given": {"what": what, "with": given}}, [])
-    ((answer),) = sent
-    assert "trouble" not in answer, answer
+    value_of(stepper, "do", what=what, **{"with": given})
     return stepper.trouble
 
 

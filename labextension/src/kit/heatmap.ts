@@ -19,6 +19,8 @@ export interface Cells {
   text?: string[];
   limits?: [number, number];
   quantity?: string;
+  /** What a column is, where that is known only now. */
+  columnsName?: string;
   /** Cells with a corner of their own, by number: those that differ in kind. */
   corners?: Set<number>;
 }
@@ -43,6 +45,8 @@ export interface Wishes {
 }
 
 const FONT = 11;
+/** A browser draws no wider or higher canvas than 32,767 dots. */
+const CANVAS_MAX = 32_000;
 const LABEL_MAX = 18;
 
 export class Heatmap {
@@ -52,7 +56,9 @@ export class Heatmap {
   private scale: Scale = scale([]);
   private size = { left: 0, top: 0, wide: 10, high: 10 };
   private width = 640;
+  /** Where the cursor is: under the mouse, or else at home, which is where something was picked. */
   private at: Place | null = null;
+  private home: Place | null = null;
   private corner: Place | null = null;
   private brushed = new Set<number>();
   private readonly line = h("div", { class: "soft", "aria-live": "polite", style: "min-height:1.6em;white-space:pre-wrap" });
@@ -62,10 +68,10 @@ export class Heatmap {
     private readonly wishes: Wishes,
     endings: Endings,
   ) {
-    this.canvas = h("canvas", { tabindex: "0", role: "img", "aria-roledescription": "heat map", "aria-label": wishes.label, style: "display:block;touch-action:none" });
+    this.canvas = h("canvas", { tabindex: "0", role: "img", "aria-roledescription": "heat map", "aria-label": wishes.label, style: "display:block;touch-action:none;outline-offset:-2px" });
     this.element = h("div", {}, h("div", { style: "overflow:auto;max-height:560px" }, this.canvas), this.legend, this.line);
     endings.listen(this.canvas, "pointermove", (event) => this.moved(event as PointerEvent));
-    endings.listen(this.canvas, "pointerleave", () => this.point(null));
+    endings.listen(this.canvas, "pointerleave", () => this.point(this.home));
     endings.listen(this.canvas, "pointerdown", (event) => this.pressed(event as PointerEvent));
     endings.listen(this.canvas, "pointerup", () => this.released());
     endings.listen(this.canvas, "keydown", (event) => this.keyed(event as KeyboardEvent));
@@ -80,7 +86,9 @@ export class Heatmap {
     this.cells = cells;
     this.scale = scale(cells.values, cells.limits);
     this.brushed.clear();
-    if (this.at && (this.at.row >= cells.rows.length || this.at.column >= cells.columns.length)) this.at = null;
+    const isThere = (at: Place | null): boolean => at !== null && at.row < cells.rows.length && at.column < cells.columns.length;
+    if (!isThere(this.home)) this.home = null;
+    if (!isThere(this.at)) this.at = this.home;
     this.draw();
     const ramp = Array.from({ length: 9 }, (_, i) => css(this.scale.colour(this.scale.low + ((this.scale.high - this.scale.low) * i) / 8)));
     replace(
@@ -94,6 +102,11 @@ export class Heatmap {
 
   /** Put the cursor somewhere without telling anyone. */
   mark(at: Place | null): void {
+    this.home = at;
+    this.stand(at);
+  }
+
+  private stand(at: Place | null): void {
     this.at = at;
     this.tell();
     this.draw();
@@ -132,13 +145,14 @@ export class Heatmap {
     this.width = this.element.clientWidth || this.width;
     const room = (this.wishes.width ?? this.width) - left - 4;
     const limits = this.wishes.cell ?? { min: text ? 44 : 3, max: text ? 90 : 30, height: 18 };
-    const each = Math.max(limits.min, Math.min(limits.max, Math.floor((room || 600) / (columns.length || 1))));
+    const fits = Math.max(1, Math.floor((CANVAS_MAX - left) / (columns.length || 1)));
+    const each = Math.min(fits, Math.max(limits.min, Math.min(limits.max, Math.floor((room || 600) / (columns.length || 1)))));
     const high = text ? Math.max(limits.height, 18) : Math.max(Math.min(limits.min, limits.height), Math.min(limits.height, Math.floor(480 / (rows.length || 1))));
     const steep = wide(columns) > each - 4;
     const top = columns.length ? (steep ? Math.ceil(wide(columns) * 0.72) + 12 : FONT + 8) : 0;
     this.size = { left, top, wide: each, high };
-    const dots = window.devicePixelRatio || 1;
     const [width, height] = [left + each * columns.length + (steep ? Math.ceil(wide(columns) * 0.7) : 2), top + high * rows.length + 2];
+    const dots = Math.min(window.devicePixelRatio || 1, CANVAS_MAX / width, CANVAS_MAX / height);
     Object.assign(this.canvas, { width: Math.ceil(width * dots), height: Math.ceil(height * dots) });
     Object.assign(this.canvas.style, { width: `${width}px`, height: `${height}px` });
     context.scale(dots, dots);
@@ -207,7 +221,9 @@ export class Heatmap {
       }
     };
     for (const { row, column } of this.chosen) frame(row, column, soft);
-    if (this.at) frame(this.at.row, this.at.column, "#ff9d2e");
+    const isAway = this.home && this.at && (this.home.row !== this.at.row || this.home.column !== this.at.column);
+    if (this.at) frame(this.at.row, this.at.column, isAway ? "#fff" : "#ff9d2e");
+    if (this.home && isAway) frame(this.home.row, this.home.column, "#ff9d2e");
   }
 
   // Pointing --------------------------------------------------------------------------------------
@@ -227,14 +243,14 @@ export class Heatmap {
 
   private point(at: Place | null): void {
     if (at?.row === this.at?.row && at?.column === this.at?.column) return;
-    this.mark(at);
+    this.stand(at);
     this.wishes.hover?.(at);
   }
 
   private pressed(event: PointerEvent): void {
     const at = this.under(event);
     if (!at) return;
-    this.at = at;
+    this.home = this.at = at;
     if (this.wishes.brush) {
       this.corner = at;
       this.stretch(at, at);
@@ -252,7 +268,7 @@ export class Heatmap {
     for (let row = Math.min(from.row, to.row); row <= Math.max(from.row, to.row); row++)
       for (let column = Math.min(from.column, to.column); column <= Math.max(from.column, to.column); column++)
         this.brushed.add(row * this.cells.columns.length + column);
-    this.mark(to);
+    this.stand(to);
   }
 
   private keyed(event: KeyboardEvent): void {
@@ -273,6 +289,7 @@ export class Heatmap {
       }
     } else if ((event.key === "Enter" || event.key === " ") && this.at) {
       event.preventDefault();
+      this.home = at;
       this.wishes.pick?.(at.row, at.column);
     }
   }
@@ -287,7 +304,7 @@ export class Heatmap {
     }
     const { row, column } = this.at;
     const index = row * columns.length + column;
-    const where = [`${this.wishes.rowsName ?? "row"} ${rows[row]}`, `${this.wishes.columnsName ?? "column"} ${columns[column]}`, compact(values[index] ?? Number.NaN), text?.[index], this.wishes.words?.(row, column)];
+    const where = [`${this.wishes.rowsName ?? "row"} ${rows[row]}`, `${this.cells.columnsName ?? this.wishes.columnsName ?? "column"} ${columns[column]}`, compact(values[index] ?? Number.NaN), text?.[index], this.wishes.words?.(row, column)];
     this.line.textContent = where.filter(Boolean).join(" · ");
   }
 }

@@ -6,6 +6,18 @@ export interface Model {
   on(event: string, heard: (...args: never[]) => void): void;
   off(event: string, heard: (...args: never[]) => void): void;
   send(content: unknown, callbacks?: unknown, buffers?: ArrayBuffer[]): void;
+  /** In JupyterLab and Notebook 7: what knows the kernel. */
+  widget_manager?: { kernel?: Kernel | null };
+}
+
+/** A kernel as the host sees it. */
+export interface Kernel {
+  statusChanged?: Signal<string>;
+}
+
+export interface Signal<T> {
+  connect(heard: (sender: unknown, told: T) => void): void;
+  disconnect(heard: (sender: unknown, told: T) => void): void;
 }
 
 export interface Place {

@@ -39,12 +39,22 @@ export class Requests {
     });
   }
 
+  /** Whether a question is still open. */
+  get isWaiting(): boolean {
+    return this.waiting.size > 0;
+  }
+
   /** Ask Python for something; it answers by the method of that name. */
   ask(name: string, given: Record<string, unknown> = {}): Promise<Answer> {
     const ask = ++this.number;
     return new Promise((give, refuse) => {
       this.waiting.set(ask, { give, refuse });
-      this.model.send({ ask, name, given });
+      try {
+        this.model.send({ ask, name, given });
+      } catch (error) {
+        this.waiting.delete(ask); // a host throws where the kernel is dead
+        refuse(error instanceof Error ? error : new Error(String(error)));
+      }
     });
   }
 

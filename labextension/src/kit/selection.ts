@@ -1,5 +1,5 @@
 /** The one selection that all views share: a token, a layer, a head, a step. */
-import type { Endings, Model } from "./host";
+import type { Model } from "./host";
 
 export interface Selection {
   token?: number | null;
@@ -18,6 +18,4 @@ export function select(model: Model, further: Selection): void {
   model.save_changes();
 }
 
-export function onSelect(model: Model, endings: Endings, heard: (selection: Selection) => void): void {
-  endings.hear(model, "change:selection", () => heard(selection(model)));
-}
+/** Hear what is selected: now, where something is, and whenever it changes. */

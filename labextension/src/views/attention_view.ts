@@ -6,7 +6,7 @@ import { Heatmap } from "../kit/heatmap";
 import { Endings } from "../kit/host";
 import { latest } from "../kit/requests";
 import { root, speaker } from "../kit/sheet";
-import { tableBehind } from "../kit/table";
+import { compact, tableBehind } from "../kit/table";
 import { trouble } from "../kit/trouble";
 
 export interface Patterns {
@@ -16,6 +16,8 @@ export interface Patterns {
   queries: string[];
   keys: string[];
   note: string;
+  /** How many queries and keys there are; of very many only the first are named. */
+  size: [number, number];
 }
 
 export interface Numbers {
@@ -45,7 +47,7 @@ const SHEET = `
 .insitu-attention_view .sides{display:grid;grid-template-columns:minmax(0,3fr) minmax(12rem,2fr);gap:14px}
 .insitu-attention_view .tokens{line-height:2;overflow-wrap:anywhere;max-height:420px;overflow:auto}
 .insitu-attention_view .tokens button{border:0;padding:1px 3px;margin:0;min-height:0;border-radius:3px;font:12px/1.5 var(--mono);white-space:pre}
-.insitu-attention_view .tokens button[aria-pressed=true]{box-shadow:0 0 0 2px var(--orange)}
+.insitu-attention_view .tokens button[aria-pressed=true]{box-shadow:0 0 0 2px var(--orange);position:relative}
 @media (max-width:640px){.insitu-attention_view .sides{grid-template-columns:1fr}}
 `;
 
@@ -53,7 +55,7 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   const endings = new Endings();
   const view = root(el, "attention_view", SHEET);
   const say = speaker(view);
-  let patterns: Patterns = { title: "", layers: [], heads: [], queries: [], keys: [], note: "" };
+  let patterns: Patterns = { title: "", layers: [], heads: [], queries: [], keys: [], note: "", size: [0, 0] };
   let [layer, head] = [0, 0];
   let query: number | null = null;
   let window: { rows: [number, number]; columns: [number, number] } = { rows: [0, 0], columns: [0, 0] };
@@ -74,13 +76,14 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   );
   const behind = tableBehind("Weights", ["query", "key", "weight"], () => [...tile.values].flatMap((value, index) => {
     const [row, column] = [Math.floor(index / (tile.shape[1] || 1)), index % (tile.shape[1] || 1)];
-    return value > 0 ? [[visible(patterns.queries[first(row)] ?? ""), visible(patterns.keys[firstKey(column)] ?? ""), value]] : [];
+    return value > 0 ? [[named(first(row)), visible(patterns.keys[firstKey(column)] ?? `token ${firstKey(column)}`), value]] : [];
   }));
   view.append(
     h("div", { class: "bar" }, title, choice, note, h("span", { class: "grow" }), whole, exporting({ name: "attention", canvas: () => map.canvas, rows: () => map.rows() })),
     heads, place, h("div", { class: "sides" }, map.element, h("div", {}, hint, tokens)), behind,
   );
 
+  const named = (at: number): string => visible(patterns.queries[at] ?? `token ${at}`);
   /** The first query, or key, that a pixel of the map stands for. */
   const first = (row: number): number => window.rows[0] + Math.floor((row * (window.rows[1] - window.rows[0])) / (tile.shape[0] || 1));
   const firstKey = (column: number): number => window.columns[0] + Math.floor((column * (window.columns[1] - window.columns[0])) / (tile.shape[1] || 1));
@@ -117,17 +120,21 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   function drawMap(): void {
     const [rows = 0, columns = 0] = tile.shape;
     const labelled = window.rows[1] - window.rows[0] <= LABELLED_MAX && window.columns[1] - window.columns[0] <= LABELLED_MAX;
-    const label = (all: string[], at: number): string => (labelled ? visible(all[at] ?? "") : String(at));
+    const label = (all: string[], at: number): string => (labelled && at < all.length ? visible(all[at] as string) : String(at));
     map.show({
       rows: Array.from({ length: rows }, (_, row) => label(patterns.queries, first(row))),
       columns: Array.from({ length: columns }, (_, column) => label(patterns.keys, firstKey(column))),
       values: tile.values,
-      limits: [0, Math.max(...tile.values.slice(0, 60000), 1e-9)],
+      limits: [0, most(tile.values)],
       quantity: "weight",
     });
-    const isPart = window.rows[1] - window.rows[0] < patterns.queries.length || window.columns[1] - window.columns[0] < patterns.keys.length;
+    const isPart = window.rows[1] - window.rows[0] < patterns.size[0] || window.columns[1] - window.columns[0] < patterns.size[1];
     whole.classList.toggle("hidden", !isPart);
-    if (query !== null && query >= window.rows[0] && query < window.rows[1]) map.mark({ row: Math.min(rows - 1, Math.floor(((query - window.rows[0]) * rows) / (window.rows[1] - window.rows[0]))), column: 0 });
+    if (query !== null && query >= window.rows[0] && query < window.rows[1]) {
+      const row = Math.min(rows - 1, Math.floor(((query - window.rows[0]) * rows) / (window.rows[1] - window.rows[0])));
+      const weights = tile.values.subarray(row * columns, (row + 1) * columns);
+      map.mark({ row, column: Math.max(weights.indexOf(weights.reduce((most, weight) => Math.max(most, weight), 0)), 0) }); // what it reads most
+    }
   }
 
   function zoom(cells: { row: number; column: number }[]): void {
@@ -138,16 +145,20 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   }
 
   function choose(toLayer: number, toHead: number, toQuery: number | null): void {
+    move(toLayer, toHead, toQuery);
+    asks.select(layer, head, query);
+  }
+
+  function move(toLayer: number, toHead: number, toQuery: number | null): void {
     const moved = toLayer !== layer;
     const turned = moved || toHead !== head;
     [layer, head, query] = [toLayer, toHead, toQuery];
     choice.selectedIndex = layer;
     heads.querySelectorAll("button").forEach((button, index) => button.setAttribute("aria-pressed", String(index === head)));
-    asks.select(layer, head, query);
     if (moved) open();
     else if (turned) fetchTile(), readTokens();
     else readTokens(), drawMap();
-    say(`layer ${patterns.layers[layer]}, head ${patterns.heads[head]}${query === null ? "" : `, token ${visible(patterns.queries[query] ?? "")}`}`);
+    say(`layer ${patterns.layers[layer]}, head ${patterns.heads[head]}${query === null ? "" : `, token ${named(query)}`}`);
   }
 
   function readTokens(): void {
@@ -162,17 +173,17 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   }
 
   function drawTokens(): void {
-    const shades = scale(read, [0, Math.max(...read, 1e-9)]);
-    hint.textContent = query === null ? "Click a token, or a row of the map, to see what it reads." : `${visible(patterns.queries[query] ?? "")} reads:`;
+    const shades = scale(read, [0, most(read)]);
+    hint.textContent = query === null ? "Click a token, or a row of the map, to see what it reads." : `${named(query)} reads:`;
     replace(tokens, ...patterns.keys.slice(0, TOKENS_MAX).map((token, index) => {
       const weight = read[index] ?? 0;
       const colour = shades.colour(weight);
       const style = query !== null && weight > 0.005 ? `background:${css(colour)};color:${inkOn(colour)}` : "";
-      return h("button", { type: "button", style, title: query === null ? "" : weight.toFixed(4), "aria-pressed": String(index === query), click: () => choose(layer, head, index < patterns.queries.length ? index : null) }, visible(token));
-    }), patterns.keys.length > TOKENS_MAX && h("span", { class: "soft" }, ` … and ${patterns.keys.length - TOKENS_MAX} tokens more`));
+      return h("button", { type: "button", style, title: query === null ? "" : weight.toFixed(4), "aria-pressed": String(index === query), click: () => choose(layer, head, index < patterns.size[0] ? index : null) }, visible(token));
+    }), patterns.size[1] > TOKENS_MAX && h("span", { class: "soft" }, ` … and ${compact(patterns.size[1] - TOKENS_MAX)} tokens more`));
   }
 
-  const all = (): typeof window => ({ rows: [0, patterns.queries.length], columns: [0, patterns.keys.length] });
+  const all = (): typeof window => ({ rows: [0, patterns.size[0]], columns: [0, patterns.size[1]] });
   endings.listen(choice, "change", () => choose(choice.selectedIndex, head, query));
   endings.listen(whole, "click", () => {
     window = all();
@@ -182,29 +193,34 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   return {
     show(given) {
       patterns = given;
-      [layer, head, query] = [patterns.layers.length - 1, 0, patterns.queries.length ? patterns.queries.length - 1 : null];
+      [layer, head, query] = [patterns.layers.length - 1, 0, patterns.size[0] ? patterns.size[0] - 1 : null];
       window = all();
       title.textContent = patterns.title;
       note.textContent = patterns.note;
       replace(choice, ...patterns.layers.map((name) => h("option", {}, `layer ${name}`)));
       choice.selectedIndex = layer;
       choice.classList.toggle("hidden", patterns.layers.length < 2);
-      if (patterns.heads.length && patterns.queries.length) open();
+      if (patterns.layers.length && patterns.heads.length && patterns.size[0] && patterns.size[1]) open();
       else replace(place, h("p", { class: "soft" }, "There is no attention to show: no heads, or no tokens."));
     },
     mark(toLayer, toHead, token) {
       const next: [number, number, number | null] = [toLayer ?? layer, toHead ?? head, token ?? query];
-      const isThere = next[0] < patterns.layers.length && next[1] < patterns.heads.length && (next[2] ?? 0) < patterns.queries.length;
-      if (isThere && (next[0] !== layer || next[1] !== head || next[2] !== query)) choose(...next);
+      const isThere = next[0] < patterns.layers.length && next[1] < patterns.heads.length && (next[2] ?? 0) < patterns.size[0];
+      if (isThere && (next[0] !== layer || next[1] !== head || next[2] !== query)) move(...next);
     },
     end: () => endings.run(),
   };
 }
 
+/** The largest finite weight. */
+function most(values: Float32Array): number {
+  return values.reduce((most, value) => (Number.isFinite(value) && value > most ? value : most), 1e-9);
+}
+
 function paint(canvas: HTMLCanvasElement, values: Float32Array, width: number, height: number): void {
   const context = canvas.getContext("2d");
   if (!context || !width || !height) return;
-  const shades = scale(values, [0, Math.max(...values, 1e-9)]);
+  const shades = scale(values, [0, most(values)]);
   const picture = context.createImageData(width, height);
   values.forEach((value, index) => picture.data.set([...shades.colour(value), 255], index * 4));
   context.putImageData(picture, 0, 0);

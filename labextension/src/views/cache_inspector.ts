@@ -53,15 +53,22 @@ export interface Asks {
 
 export interface CacheInspectorView {
   show(title: string, count: number, size: number, compares: boolean): void;
+  /** Goes to a tensor by its number. */
+  setChosen(number: number | null): void;
   end(): void;
 }
 
 const HEIGHT = 24;
+const LIST_MAX = 264;
 const PAGE = 60;
 const SHEET = `
-.insitu-cache_inspector .list{height:264px}
+.insitu-cache_inspector .list{margin-bottom:8px}
 .insitu-cache_inspector .row,.insitu-cache_inspector .headings{display:grid;gap:10px;align-items:center;white-space:nowrap;padding:0 8px;
 grid-template-columns:minmax(8rem,2.4fr) minmax(8rem,1.4fr) 5rem repeat(var(--numbers),4.6rem)}
+.insitu-cache_inspector{container-type:inline-size}
+.insitu-cache_inspector .row code{direction:rtl;text-align:left}
+@container (max-width:820px){.insitu-cache_inspector .row,.insitu-cache_inspector .headings{gap:6px;
+grid-template-columns:minmax(6rem,2fr) minmax(5rem,1.4fr) 3.6rem repeat(var(--numbers),3.9rem)}}
 .insitu-cache_inspector .row>*{overflow:hidden;text-overflow:ellipsis}
 .insitu-cache_inspector .row:hover{background:var(--tint)}
 .insitu-cache_inspector .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
@@ -72,7 +79,7 @@ body[data-jp-theme-light=false] .insitu-cache_inspector .bad{color:#ff8a80}
 .insitu-cache_inspector .sides{display:grid;grid-template-columns:minmax(0,1fr) 260px;gap:14px;margin-top:8px}
 .insitu-cache_inspector .places{display:flex;flex-wrap:wrap;gap:4px 14px;margin:6px 0}
 .insitu-cache_inspector .places label{display:flex;gap:6px;align-items:center}
-@media (max-width:640px){.insitu-cache_inspector .sides{grid-template-columns:1fr}}
+@container (max-width:640px){.insitu-cache_inspector .sides{grid-template-columns:1fr}}
 `;
 const NUMBERS = ["mean", "std", "min", "max"] as const;
 const APART = ["largest", "relative", "cosine"] as const;
@@ -146,7 +153,10 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
       counting = false;
       rows.refresh();
       fetchNumbers();
-    }, failed);
+    }, (error: unknown) => {
+      counting = false;
+      failed(error);
+    });
   }
 
   let shown: number[] = [];
@@ -169,7 +179,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     return h(
       "div",
       { class: "row", role: "option", id: `${key}-${index}`, "aria-selected": String(number === chosen), click: () => choose(index) },
-      h("code", { title: name }, visible(name)),
+      h("code", { title: name }, h("bdi", { dir: "ltr" }, visible(name))), // a path that is too long is cut off at its start
       h("span", { class: "soft mono" }, `${kind}[${shape.join(", ")}]`),
       h("span", { class: "soft number" }, bytes(size)),
       ...cells.map((value) => h("span", { class: "number" }, numbers ? (value === null || value === undefined ? "–" : compact(value)) : "…")),
@@ -189,7 +199,6 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   }
 
   async function hunt(): Promise<void> {
-    hunting.disabled = true;
     search.value = "";
     let start = chosen + 1;
     for (;;) {
@@ -208,7 +217,6 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
       told.textContent = `${summary} · searched ${compact(next)} of ${compact(count)}`;
       start = next;
     }
-    hunting.disabled = false;
   }
 
   function goTo(number: number, tries = 20): void {
@@ -274,7 +282,10 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     clearTimeout(typing);
     typing = window.setTimeout(reset, 120);
   });
-  endings.listen(hunting, "click", () => void hunt().catch(failed));
+  endings.listen(hunting, "click", () => {
+    hunting.disabled = true;
+    void hunt().catch(failed).then(() => (hunting.disabled = false));
+  });
   endings.listen(rows.element, "keydown", (event) => {
     const index = Math.max(-1, [...Array(total).keys()].findIndex((at) => row(at)?.[0] === chosen));
     const steps: Record<string, number> = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: total - 1, PageDown: index + 10, PageUp: index - 10 };
@@ -290,6 +301,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     show(named, howMany, size, withOther) {
       [count, compares] = [howMany, withOther];
       title.textContent = named;
+      rows.element.style.height = `${Math.min(LIST_MAX, Math.max(howMany, 2) * HEIGHT + 4)}px`;
       summary = `${compact(howMany)} tensors, ${bytes(size)}`;
       told.textContent = summary;
       view.style.setProperty("--numbers", String((compares ? APART.length : NUMBERS.length) + 1));
@@ -298,6 +310,9 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
       known.clear();
       about.classList.add("hidden");
       reset();
+    },
+    setChosen(number) {
+      if (number !== null && number !== chosen && number < count) goTo(number);
     },
     end: () => endings.run(),
   };

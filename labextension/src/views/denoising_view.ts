@@ -150,6 +150,7 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
         came.steps.forEach((step) => (steps[step.number] ??= step));
         more = came.more && came.steps.length > 0;
         if (isFollowing) at = Math.max(steps.length - 1, 0);
+        if (wanted !== null && !isRunning) marked(wanted);
         later();
       }
     } catch {
@@ -157,6 +158,14 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
     } finally {
       isFetching = false;
     }
+  }
+
+  let wanted: number | null = null; // a step that was selected before it was here
+  function marked(step: number | null): void {
+    wanted = step !== null && step >= steps.length ? step : null;
+    if (step === null || step === at || step >= steps.length) return;
+    [at, isFollowing] = [step, false];
+    later();
   }
 
   async function stopped(): Promise<void> {
@@ -195,11 +204,7 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
       if (isFollowing) at = Math.max(steps.length - 1, 0);
       later();
     },
-    mark(step) {
-      if (step === null || step === at || step >= steps.length) return;
-      [at, isFollowing] = [step, false];
-      later();
-    },
+    mark: marked,
     end: () => endings.run(),
   };
 }

@@ -4,7 +4,7 @@ import { exporting } from "../kit/export";
 import { Heatmap } from "../kit/heatmap";
 import { Endings } from "../kit/host";
 import { root, speaker } from "../kit/sheet";
-import { tableBehind } from "../kit/table";
+import { compact, tableBehind } from "../kit/table";
 import { entropyChart } from "./generation_chart";
 import { Generation, type Lane, type Measure, type Step, windowed } from "./generation_data";
 import { Lanes, LANES_SHEET } from "./generation_lanes";
@@ -48,6 +48,8 @@ const PROMPT_MAX = 2000;
 /** Columns of a map, in pixels, and how many there are at most. */
 const [COLUMN, MAP_STEPS] = [36, 48];
 const PATIENCE_MS = 1500;
+/** Of a longer generation the first are here, and Python has the rest. */
+const STEPS_MAX = 20_000;
 const COLOURS = ["#3b78b8", "#d9822b"];
 
 export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
@@ -74,6 +76,7 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
   const pairs = h("div", { class: "pair maps" }, ...panes.map(({ element }) => element));
   const panel = new StepPanel(asks.fork, endings);
   const behind = tableBehind("Steps of the branches", ["branch", "step", "token", "probability", "entropy", "likeliest"], rows);
+  let wanted: number | null = null; // a step that was selected before it was here
   let stepAt = (_: number): number => 0;
 
   const bar = h("div", { class: "bar" }, title, state, stop, h("span", { class: "grow" }), choice,
@@ -170,7 +173,7 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
     replace(chart, steps.some(({ entropy }) => entropy !== null) ? drawn.picture : null);
     range.max = String(Math.max(steps.length - 1, 0));
     range.value = String(at.step);
-    where.textContent = steps.length ? "" : "nothing generated yet";
+    where.textContent = steps.length < STEPS_MAX ? (steps.length ? "" : "nothing generated yet") : `the first ${compact(steps.length)} steps are here; view.branches has all`;
     panes.forEach((pane, index) => pane.show(shown[index] ?? null));
     pairs.classList.toggle("two", shown.length > 1);
     scrub.classList.toggle("hidden", steps.length < 2);
@@ -196,12 +199,13 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
     if (fetching.has(branch)) return;
     fetching.add(branch);
     try {
-      for (let more = true; more; ) {
+      for (let more = generation.known(branch) < STEPS_MAX; more; ) {
         const first = generation.known(branch);
         const came = await asks.steps(branch, first);
         came.steps.forEach((step, index) => generation.put(branch, (generation.lanes[branch]?.start ?? 0) + first + index, step));
-        more = came.more && came.steps.length > 0;
+        more = came.more && came.steps.length > 0 && generation.known(branch) < STEPS_MAX;
         if (isFollowing && branch === at.branch) at.step = generation.steps(branch).length - 1;
+        if (wanted !== null && !isRunning() && branch === at.branch) marked(wanted);
         later();
       }
     } catch {
@@ -209,6 +213,15 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
     } finally {
       fetching.delete(branch);
     }
+  }
+
+  function marked(step: number | null): void {
+    const isHere = step !== null && step < generation.steps(at.branch).length;
+    wanted = isHere ? null : step;
+    if (!isHere || step === at.step) return;
+    at.step = step;
+    isFollowing = false;
+    later();
   }
 
   endings.listen(choice, "change", () => {
@@ -260,12 +273,7 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
       tellState();
       later();
     },
-    mark(step) {
-      if (step === null || step === at.step || step >= generation.steps(at.branch).length) return;
-      at.step = step;
-      isFollowing = false;
-      later();
-    },
+    mark: marked,
     end: () => endings.run(),
   };
 }

@@ -3,6 +3,7 @@ import { h, replace, visible } from "../kit/dom";
 import { exporting } from "../kit/export";
 import { Heatmap } from "../kit/heatmap";
 import { Endings } from "../kit/host";
+import { latest } from "../kit/requests";
 import { root, speaker } from "../kit/sheet";
 import { compact, tableBehind } from "../kit/table";
 
@@ -15,6 +16,7 @@ export interface Measure {
 
 export interface Lens {
   title: string;
+  note: string;
   names: string[];
   rows: string[];
   columns: string[];
@@ -28,11 +30,14 @@ export type Top = [string, number][];
 export interface Asks {
   select(row: number, column: number): void;
   top(row: number, column: number): Promise<Top>;
+  measure(number: number): void;
 }
 
 export interface LensGridView {
   show(lens: Lens): void;
-  mark(row: number | null, column: number | null): void;
+  setMeasure(number: number): void;
+  /** Puts the cursor somewhere; nowhere for what is no cell, as NaN. */
+  mark(row: number, column: number): void;
   end(): void;
 }
 
@@ -45,20 +50,21 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
   const endings = new Endings();
   const view = root(el, "lens_grid", SHEET);
   const say = speaker(view);
-  let lens: Lens = { title: "", names: [], rows: [], columns: [], texts: [], measures: [], values: [] };
+  let lens: Lens = { title: "", note: "", names: [], rows: [], columns: [], texts: [], measures: [], values: [] };
   let measure = 0;
 
   const title = h("b");
+  const note = h("span", { class: "soft" });
   const choice = h("select", { "aria-label": "What is shown" });
   const top = h("div", { class: "top" });
   // The last layer stands at the top, as in the literature: prediction grows upwards.
   const flip = (row: number): number => lens.rows.length - 1 - row;
   const map = new Heatmap(
-    { label: "Layers by positions", rowsName: "layer", columnsName: "pos", cell: { min: 44, max: 92, height: 20 }, pick: (row, column) => void picked(flip(row), column) },
+    { label: "Layers by positions", rowsName: "layer", columnsName: "pos", cell: { min: 44, max: 92, height: 20 }, pick: (row, column) => picked(flip(row), column) },
     endings,
   );
   const behind = tableBehind("Numbers of the grid", ["layer", "pos", "value", "token"], () => lens.rows.flatMap((layer, row) => lens.columns.map((pos, column) => [layer, visible(pos), at(row, column), visible(lens.texts[row * lens.columns.length + column] ?? "")])));
-  view.append(h("div", { class: "bar" }, title, choice, h("span", { class: "grow" }), exporting({ name: "lens", canvas: () => map.canvas, rows: () => [["", ...lens.columns], ...map.rows()] })), map.element, top, behind);
+  view.append(h("div", { class: "bar" }, title, choice, note, h("span", { class: "grow" }), exporting({ name: "lens", canvas: () => map.canvas, rows: () => [["", ...lens.columns], ...map.rows()] })), map.element, top, behind);
 
   const at = (row: number, column: number): number => lens.values[measure]?.[row * lens.columns.length + column] ?? Number.NaN;
 
@@ -76,15 +82,26 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
     behind.open = false;
   }
 
-  async function picked(row: number, column: number): Promise<void> {
+  const newest = latest();
+  let topOf = "";
+  /** What else was likely in a cell. */
+  function tellTop(row: number, column: number): void {
+    if (topOf === `${row} ${column}`) return;
+    topOf = `${row} ${column}`;
+    newest(asks.top(row, column)).then(
+      (likely) => replace(top, ...likely.map(([token, chance]) => h("span", {}, h("code", {}, visible(token)), " ", h("span", { class: "soft" }, compact(chance))))),
+      () => replace(top),
+    );
+  }
+
+  function picked(row: number, column: number): void {
     asks.select(row, column);
-    const likely = await asks.top(row, column).catch((): Top => []);
-    replace(top, ...likely.map(([token, chance]) => h("span", {}, h("code", {}, visible(token)), " ", h("span", { class: "soft" }, compact(chance)))));
+    tellTop(row, column);
     say(`layer ${lens.rows[row]}, ${visible(lens.columns[column] ?? "")}: ${compact(at(row, column))}`);
   }
 
   endings.listen(choice, "change", () => {
-    measure = choice.selectedIndex;
+    asks.measure((measure = choice.selectedIndex));
     draw();
   });
 
@@ -93,13 +110,22 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
       lens = given;
       measure = 0;
       title.textContent = lens.title;
+      note.textContent = lens.note;
       replace(choice, ...lens.measures.map(({ quantity }) => h("option", {}, quantity)));
       choice.classList.toggle("hidden", lens.measures.length < 2);
       replace(top);
+      topOf = "";
+      draw();
+    },
+    setMeasure(number) {
+      if (number === measure || number >= lens.measures.length) return;
+      measure = choice.selectedIndex = number;
       draw();
     },
     mark(row, column) {
-      map.mark(row === null || column === null || row >= lens.rows.length || column >= lens.columns.length ? null : { row: flip(row), column });
+      const isHere = row >= 0 && column >= 0 && row < lens.rows.length && column < lens.columns.length;
+      map.mark(isHere ? { row: flip(row), column } : null);
+      if (isHere) tellTop(row, column);
     },
     end: () => endings.run(),
   };

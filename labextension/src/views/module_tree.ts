@@ -4,6 +4,7 @@ import { Endings } from "../kit/host";
 import { Rows } from "../kit/rows";
 import { root, speaker } from "../kit/sheet";
 import { compact, short } from "../kit/table";
+import { trouble } from "../kit/trouble";
 
 /** A row a module, in the order of `named_modules`; kinds and outputs are numbers of a list. */
 export interface Nodes {
@@ -37,6 +38,8 @@ export interface Asks {
 export interface ModuleTreeView {
   setNodes(title: string, nodes: Nodes): void;
   setMarks(marks: Marks): void;
+  /** Goes to the module of a path; `""` is the root, and where nothing was chosen yet nothing is. */
+  setSelected(path: string): void;
   end(): void;
 }
 
@@ -57,7 +60,8 @@ const SHEET = `
 .insitu-module_tree .twist{width:14px;text-align:center;color:var(--soft);cursor:pointer;flex:none}
 .insitu-module_tree .mark{color:var(--orange);flex:none;width:14px;text-align:center}
 .insitu-module_tree .mark.ran{color:var(--soft)}.insitu-module_tree .mark.within{opacity:.45}
-.insitu-module_tree .size{margin-left:auto}
+.insitu-module_tree .row .out{overflow:hidden;text-overflow:ellipsis;min-width:0}
+.insitu-module_tree .size{margin-left:auto;flex:none}
 .insitu-module_tree mark{background:#d9822b55;color:inherit}
 .insitu-module_tree .about{overflow-wrap:anywhere;font-size:12.5px}
 .insitu-module_tree .about .entry{margin:0 0 5px}.insitu-module_tree .about .entry .soft{font-size:11.5px}
@@ -146,7 +150,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
       signOf(marks[row] ?? 0, isFolded ? (within[row] ?? 0) : 0),
       h("code", {}, ...(row === 0 ? [nodes.name[0] || "model"] : marked(nodes.name[row] ?? ""))),
       h("span", { class: "soft" }, ...marked(kind(row))),
-      output ? h("span", { class: "soft mono" }, `→ ${output}`) : null,
+      output ? h("span", { class: "soft mono out", title: output }, `→ ${output}`) : null,
       h("span", { class: "soft size", title: "parameters" }, nodes.size[row] ? short(nodes.size[row] ?? 0) : ""),
     );
   }
@@ -184,32 +188,34 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     const mine = ++asked;
     asks.about(row).then(
       (told) => mine === asked && tell(row, told),
-      () => mine === asked && tell(row, null),
+      (error: unknown) => mine === asked && tell(row, error),
     );
   }
 
-  function tell(row: number, told: About | null): void {
+  function tell(row: number, told: unknown): void {
     const where = path(row);
-    const entry = (name: string, value: string | undefined): (HTMLElement | null)[] => (value ? [h("div", { class: "entry" }, h("div", { class: "soft" }, name), h("span", { class: "mono", style: "white-space:pre-wrap" }, value))] : []);
     const copy = h("button", { type: "button", title: "Copy the path", click: () => void navigator.clipboard?.writeText(where) }, "Copy");
     replace(
       about,
       h("div", { class: "bar" }, h("b", { class: "mono" }, where || "model"), where ? copy : null),
-      told
-        ? h(
-            "div",
-            { class: "told" },
-            ...entry("class", told.class),
-            ...entry("made with", told.extra),
-            ...entry("output", nodes.outputs[nodes.output[row] ?? 0]),
-            ...entry("parameters", Object.entries(told.parameters).map(([name, shape]) => `${name}  [${shape.join(", ")}]`).join("\n")),
-            ...entry("device", told.devices.join(", ")),
-            ...entry("forward", told.source),
-            ...entry("a pass stands at", told.paused),
-          )
-        : h("p", { class: "soft" }, "The model is gone: its tree is shown as it was."),
+      told instanceof Error ? trouble(told) : described(row, told as About),
     );
     say(`${where || "model"}, ${kind(row)}`);
+  }
+
+  function described(row: number, told: About): HTMLElement {
+    const entry = (name: string, value: string | undefined): (HTMLElement | null)[] => (value ? [h("div", { class: "entry" }, h("div", { class: "soft" }, name), h("span", { class: "mono", style: "white-space:pre-wrap" }, value))] : []);
+    return h(
+      "div",
+      { class: "told" },
+      ...entry("class", told.class),
+      ...entry("made with", told.extra),
+      ...entry("output", nodes.outputs[nodes.output[row] ?? 0]),
+      ...entry("parameters", Object.entries(told.parameters).map(([name, shape]) => `${name}  [${shape.join(", ")}]`).join("\n")),
+      ...entry("device", told.devices.join(", ")),
+      ...entry("forward", told.source),
+      ...entry("a pass stands at", told.paused),
+    );
   }
 
   endings.listen(search, "input", seek);
@@ -269,6 +275,11 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
       place.classList.toggle("hidden", standing < 0);
       replace(place, "▶ ", h("code", {}, path(standing) || "model"));
       rows.refresh();
+    },
+    setSelected(wanted) {
+      if (wanted === (selected < 0 ? "" : path(selected))) return;
+      const row = nodes.name.findIndex((name, row) => wanted.endsWith(name) && path(row) === wanted);
+      if (row >= 0) reveal(row);
     },
     end: () => endings.run(),
   };

@@ -5,9 +5,12 @@ import { Heatmap, type Place } from "../kit/heatmap";
 import { Endings } from "../kit/host";
 import { root, speaker } from "../kit/sheet";
 import { compact, tableBehind } from "../kit/table";
+import { Refused, type Trouble } from "../kit/requests";
+import { trouble as shownTrouble } from "../kit/trouble";
 
 export interface Patches {
   title: string;
+  note: string;
   names: string[];
   rows: string[];
   columns: string[];
@@ -18,7 +21,9 @@ export interface Patches {
 export interface State {
   done?: number;
   of?: number;
-  trouble?: string;
+  /** Interrupted: how many layers were run, and of how many. */
+  stopped?: [number, number];
+  trouble?: Trouble;
 }
 
 export interface Asks {
@@ -31,6 +36,8 @@ export interface PatchMapView {
   setExact(exact: Float32Array): void;
   setState(state: State): void;
   setCode(code: string): void;
+  /** Puts the cursor where the other views are; nowhere for what is no cell, as NaN. */
+  mark(layer: number, place: number): void;
   end(): void;
 }
 
@@ -45,7 +52,7 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
   const endings = new Endings();
   const view = root(el, "patch_map", SHEET);
   const say = speaker(view);
-  let patches: Patches = { title: "", names: ["layer", "pos"], rows: [], columns: [], quantity: "", estimated: new Float32Array() };
+  let patches: Patches = { title: "", note: "", names: ["layer", "pos"], rows: [], columns: [], quantity: "", estimated: new Float32Array() };
   let exact: Float32Array = new Float32Array();
   let brushed: Place[] = [];
   let isRunning = false;
@@ -53,6 +60,8 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
   const title = h("b");
   const run = h("button", { type: "button", disabled: true }, "Run the brushed patches");
   const news = h("span", { class: "soft", "aria-live": "polite" });
+  const note = h("span", { class: "soft" });
+  const wrong = h("div");
   const hint = h("p", { class: "soft", style: "margin:0 0 4px" }, "Every cell is an estimate (a corner marks an exact one). Drag over cells, or hold shift and use the arrow keys, then run exactly those.");
   const chart = h("div");
   const code = h("pre", { class: "hidden", "aria-label": "The program of the last run" });
@@ -78,8 +87,8 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
   );
   const behind = tableBehind("Patches", ["layer", "place", "estimate", "exact"], () => patches.rows.flatMap((layer, row) => patches.columns.map((place, column) => [layer, visible(place), patches.estimated[index(row, column)] ?? Number.NaN, exact[index(row, column)] ?? Number.NaN])));
   view.append(
-    h("div", { class: "bar" }, title, run, news, h("span", { class: "grow" }), exporting({ name: "patches", canvas: () => map.canvas, rows: () => [["", ...patches.columns], ...map.rows()] })),
-    hint, h("div", { class: "sides" }, map.element, chart), h("div", { class: "bar" }, copy), code, behind,
+    h("div", { class: "bar" }, title, note, run, news, h("span", { class: "grow" }), exporting({ name: "patches", canvas: () => map.canvas, rows: () => [["", ...patches.columns], ...map.rows()] })),
+    wrong, hint, h("div", { class: "sides" }, map.element, chart), h("div", { class: "bar" }, copy), code, behind,
   );
 
   function draw(): void {
@@ -94,6 +103,7 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
       limits: limits(values),
       corners: new Set(order.flatMap((row, shown) => patches.columns.flatMap((_, column) => (isExact(index(row, column)) ? [shown * patches.columns.length + column] : [])))),
       quantity: patches.quantity,
+      columnsName: patches.names[1],
     });
     map.brushCells(chosen);
     replace(chart, against(patches.estimated, exact));
@@ -102,42 +112,49 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
   endings.listen(run, "click", () => {
     const layers = [...new Set(brushed.map(({ row }) => row))].sort((a, b) => a - b);
     const places = [...new Set(brushed.map(({ column }) => column))].sort((a, b) => a - b);
-    asks.run(layers, places).catch((error: unknown) => replace(news, String(error)));
     news.textContent = "waiting for the kernel …";
+    asks.run(layers, places).catch((error: unknown) => (replace(news), replace(wrong, shownTrouble(error))));
   });
 
   return {
     show(given) {
       patches = given;
       title.textContent = patches.title;
+      note.textContent = patches.note;
       draw();
     },
     setExact(given) {
       exact = given;
       draw();
     },
-    setState({ done, of, trouble }) {
+    setState({ done, of, stopped, trouble }) {
+      const ran = isRunning;
       isRunning = of !== undefined;
       run.disabled = isRunning || !brushed.length;
-      replace(news, of !== undefined ? h("progress", { max: of, value: done ?? 0 }) : null, of !== undefined ? ` ${done} of ${of} layers` : null, trouble ?? null);
-      if (!isRunning && !trouble) say("the patches have run");
+      replace(news, of !== undefined ? h("progress", { max: of, value: done ?? 0 }) : null, of !== undefined ? ` ${done} of ${of} layers` : null, stopped ? `stopped after ${stopped[0]} of ${stopped[1]} layers: what was run is kept` : null);
+      replace(wrong, trouble ? shownTrouble(new Refused(trouble)) : null);
+      if (ran && !isRunning && !trouble) say(stopped ? "the run was stopped" : "the patches have run");
     },
     setCode(text) {
       code.textContent = text;
       for (const element of [code, copy]) element.classList.toggle("hidden", !text);
+    },
+    mark(layer, place) {
+      const isHere = layer >= 0 && place >= 0 && layer < patches.rows.length && place < patches.columns.length;
+      map.mark(isHere ? { row: flip(layer), column: place } : null);
     },
     end: () => endings.run(),
   };
 }
 
 function limits(values: number[]): [number, number] {
-  const most = Math.max(...values.filter(Number.isFinite).map(Math.abs), 1e-9);
+  const most = values.reduce((most, value) => (Number.isFinite(value) ? Math.max(most, Math.abs(value)) : most), 1e-9);
   return [-most, most];
 }
 
 /** Each patch that was run, its estimate across and its exact number up: on the line they agree. */
 function against(estimated: Float32Array, exact: Float32Array): Element {
-  const points = [...exact].flatMap((y, index) => (Number.isNaN(y) ? [] : [[estimated[index] ?? 0, y] as const]));
+  const points = [...exact].flatMap((y, index) => (!Number.isFinite(y) || !Number.isFinite(estimated[index]) ? [] : [[estimated[index] ?? 0, y] as const]));
   if (!points.length) return h("p", { class: "soft" }, "Estimate against exact: run some patches to see.");
   const all = points.flat();
   const [low, high] = [Math.min(...all, 0), Math.max(...all, 0)];
@@ -151,6 +168,6 @@ function against(estimated: Float32Array, exact: Float32Array): Element {
     ...points.map(([x, y]) => svg("circle", { cx: at(x), cy: 200 - at(y), r: 3.5, fill: "#d9822b", "fill-opacity": 0.8 }, svg("title", {}, `estimate ${compact(x)}, exact ${compact(y)}`))),
     svg("text", { x: 10, y: 205, ...label }, compact(low)),
     svg("text", { x: 190, y: 205, "text-anchor": "end", ...label }, compact(high)),
-    svg("text", { x: 100, y: 220, "text-anchor": "middle", ...label }, "estimate → , exact ↑"),
+    svg("text", { x: 100, y: 220, "text-anchor": "middle", ...label }, "estimate →, exact ↑"),
   );
 }

@@ -35,11 +35,14 @@ export interface Asks {
   again(number: number, seeded: boolean): Promise<unknown>;
   export(numbers: number[]): Promise<string>;
   choose(numbers: number[]): void;
+  /** One run is shown below the table, or two. */
+  show(numbers: number[]): void;
 }
 
 export interface RunLedgerView {
   setRows(rows: Row[]): void;
   setChosen(numbers: number[]): void;
+  setShown(numbers: number[]): void;
   setBusy(number: number): void;
   setTrouble(trouble: Trouble | null): void;
   end(): void;
@@ -72,10 +75,11 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
   let rows: Row[] = [];
   let ticked: number[] = [];
   let open: number | null = null;
+  let below_: number[] = []; // the run below, or the two
   let busy = 0;
 
   const count = h("b");
-  const compare = h("button", { type: "button", title: "Tick two runs", click: () => void compared() }, "Compare");
+  const compare = h("button", { type: "button", title: "Tick two runs", click: () => void compared(...([...ticked].sort((a, b) => a - b) as [number, number])) }, "Compare");
   const again = h("button", { type: "button", title: "Run the cell again, as it was written", click: () => rerun() }, "Run again");
   const seeded = h("input", { type: "checkbox" });
   const take = h("button", { type: "button", title: "The ticked runs as a notebook", click: () => void exported() }, "Save as notebook");
@@ -158,7 +162,8 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
   const failed = (error: unknown): void => replace(wrong, trouble(error));
 
   async function about(number: number): Promise<void> {
-    open = number;
+    [open, below_] = [number, [number]];
+    asks.show(below_);
     draw();
     try {
       const told = await newest(asks.about(number));
@@ -178,8 +183,8 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
     }
   }
 
-  async function compared(): Promise<void> {
-    const [first, second] = [...ticked].sort((a, b) => a - b) as [number, number];
+  async function compared(first: number, second: number): Promise<void> {
+    asks.show((below_ = [first, second]));
     try {
       const told = await newest(asks.compare(first, second));
       replace(wrong);
@@ -225,6 +230,12 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
     setChosen(numbers) {
       ticked = numbers;
       draw();
+    },
+    setShown(numbers) {
+      if (numbers.join() === below_.join()) return;
+      const [first, second] = numbers.filter((number) => rows.some(([it]) => it === number));
+      if (second !== undefined) void compared(first as number, second);
+      else if (first !== undefined) void about(first);
     },
     setBusy(number) {
       busy = number;

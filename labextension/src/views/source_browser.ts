@@ -21,6 +21,8 @@ export interface SourceBrowserView {
   show(title: string, listing: Listing): void;
   /** Marks the operation where a pass stands, and the line it is at. */
   stand(operation: string | null, line?: number | null): void;
+  /** Goes to an operation, as it is written behind `.source.`. */
+  setSelected(operation: string): void;
   end(): void;
 }
 
@@ -117,6 +119,13 @@ export function sourceBrowser(el: HTMLElement, asks: Asks): SourceBrowserView {
       draw();
       const at = text.querySelector<HTMLElement>(".line.at");
       if (at) text.scrollTop = at.offsetTop - text.offsetTop - text.clientHeight / 3;
+    },
+    setSelected(operation) {
+      const names = operation.split(".source.");
+      const name = names.pop() ?? "";
+      if (!operation || operation === chosen || !now) return;
+      const there = names.join() === trail.join() ? Promise.resolve() : go(names);
+      void there.then(() => now?.lines.some(([, , all]) => all.includes(name)) && names.join() === trail.join() && choose(name));
     },
     end: () => endings.run(),
   };

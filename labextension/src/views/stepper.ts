@@ -103,7 +103,7 @@ const SHEET = `
 .insitu-stepper .places{display:flex;flex-wrap:wrap;gap:4px 14px;margin:4px 0}
 .insitu-stepper .places label{display:flex;gap:6px;align-items:center}
 .insitu-stepper form{display:flex;flex-wrap:wrap;gap:6px;align-items:center;margin:8px 0 0}
-.insitu-stepper form input[type=text]{flex:1;min-width:9rem;font-family:var(--mono)}
+.insitu-stepper form input[type=text]{flex:1;min-width:5rem;font-family:var(--mono)}
 .insitu-stepper form input[type=number]{width:4rem}
 .insitu-stepper .top{display:flex;flex-wrap:wrap;gap:4px;margin:6px 0}
 .insitu-stepper .top span{background:var(--tint);border-radius:3px;padding:0 6px}
@@ -111,6 +111,7 @@ const SHEET = `
 .insitu-stepper pre{background:var(--tint);color:inherit;border-radius:4px;padding:6px 10px;margin:6px 0 0;overflow:auto;font:12px/1.5 var(--mono)}
 .insitu-stepper details>summary{cursor:pointer}
 .insitu-stepper .insitu-source_browser{padding:4px 0;max-width:none}
+.insitu-stepper .insitu-source_browser .text{max-height:270px}
 @media (max-width:700px){.insitu-stepper .sides{grid-template-columns:1fr}}
 `;
 

@@ -1,30 +1,22 @@
-import { Endings, floats, type Place } from "../kit/host";
-import { Requests } from "../kit/requests";
-import { cacheInspector, type Numbers, type Picture, type Row } from "../views/cache_inspector";
+import { floats } from "../kit/host";
+import { widget } from "../kit/widget";
+import { cacheInspector, type Picture } from "../views/cache_inspector";
 
-function render({ model, el }: Place): () => void {
-  const endings = new Endings();
-  const requests = new Requests(model, endings);
-  const ask = async <T>(name: string, given: Record<string, unknown>): Promise<T> => (await requests.ask(name, given)).value as T;
+export default widget(({ el, get, put, ask, answer, follow }) => {
   const view = cacheInspector(el, {
-    rows: (first, end, words) => ask<{ total: number; rows: Row[] }>("rows", { first, end, words }),
-    numbers: (which) => ask<Record<string, Numbers>>("numbers", { which }),
+    rows: (first, end, words) => ask("rows", { first, end, words }),
+    numbers: (which) => ask("numbers", { which }),
     hunt: (start) => ask("hunt", { start }),
     picture: async (wanted) => {
-      const { value, buffers } = await requests.ask("picture", { ...wanted });
+      const { value, buffers } = await answer("picture", { ...wanted });
       const [values, counts] = buffers.map(floats);
       return { ...(value as Picture), values: values ?? new Float32Array(), counts: counts ?? new Float32Array() };
     },
-    choose(which) {
-      model.set("chosen", which);
-      model.save_changes();
-    },
+    choose: (which) => put("chosen", which),
   });
-  const show = (): void => view.show(model.get("title") as string, model.get("count") as number, model.get("size_bytes") as number, model.get("compares") as boolean);
-  show();
-  endings.hear(model, "change:count", show);
-  endings.add(() => view.end());
-  return () => endings.run();
-}
-
-export default { render };
+  follow({
+    count: () => view.show(get("title"), get("count"), get("size_bytes"), get("compares")),
+    chosen: () => view.setChosen(get("chosen")),
+  });
+  return view;
+});

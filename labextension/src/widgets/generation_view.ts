@@ -1,7 +1,5 @@
-import { Endings, type Place } from "../kit/host";
-import { Requests } from "../kit/requests";
-import { onSelect, select } from "../kit/selection";
-import type { Lane, Measure, Step } from "../views/generation_data";
+import { widget } from "../kit/widget";
+import type { Lane, Step } from "../views/generation_data";
 import { generationView } from "../views/generation_view";
 
 interface Latest {
@@ -10,42 +8,24 @@ interface Latest {
   step: Step;
 }
 
-function render({ model, el }: Place): () => void {
-  const endings = new Endings();
-  const requests = new Requests(model, endings);
+export default widget(({ el, get, put, ask, select, follow, onSelect, expects }) => {
   const view = generationView(el, {
-    select: (step, layer) => select(model, layer === undefined ? { step } : { step, layer }),
-    focus: (branch) => (model.set("focus", branch), model.save_changes()),
-    fork: (fork) => requests.ask("fork", { ...fork }),
-    stop: () => requests.ask("stop"),
-    steps: async (branch, first) => (await requests.ask("steps", { branch, first })).value as { steps: Step[]; more: boolean },
+    select: (step, layer) => select(layer === undefined ? { step } : { step, layer }),
+    focus: (branch) => put("focus", branch),
+    fork: (fork) => ask("fork", { ...fork }),
+    stop: () => ask("stop"),
+    steps: (branch, first) => ask("steps", { branch, first }),
   });
-  const list = (name: string): string[] => model.get(name) as string[];
-  const about = (): void =>
-    view.about({
-      title: model.get("title") as string,
-      prompt: list("prompt"),
-      layers: list("layers"),
-      measures: model.get("measures") as Measure[],
-      forks: model.get("forks") as boolean,
-    });
-  const lanes = (): void => view.lanes(model.get("lanes") as Lane[]);
-  const focus = (): void => view.focus(model.get("focus") as number);
-  const latest = (): void => {
-    const { branch, number, step } = model.get("latest") as Latest;
-    if (branch !== undefined) view.step(branch, number, step);
-  };
-  about();
-  lanes();
-  focus();
-  latest();
-  endings.hear(model, "change:layers", about);
-  endings.hear(model, "change:lanes", lanes);
-  endings.hear(model, "change:focus", focus);
-  endings.hear(model, "change:latest", latest);
-  onSelect(model, endings, ({ step }) => view.mark(step ?? null));
-  endings.add(() => view.end());
-  return () => endings.run();
-}
-
-export default { render };
+  follow({
+    "title prompt layers measures forks": () => view.about({ title: get("title"), prompt: get("prompt"), layers: get("layers"), measures: get("measures"), forks: get("forks") }),
+    lanes: () => view.lanes(get("lanes")),
+    focus: () => view.focus(get("focus")),
+    latest: () => {
+      const { branch, number, step } = get<Latest>("latest");
+      if (branch !== undefined) view.step(branch, number, step);
+    },
+  });
+  onSelect(({ step }) => view.mark(step ?? null));
+  expects(() => get<Lane[]>("lanes").some(({ state }) => state === "running" || state === "waiting"));
+  return view;
+});

@@ -1,31 +1,27 @@
-import { Endings, floats, type Place } from "../kit/host";
-import { Requests } from "../kit/requests";
-import { onSelect, select } from "../kit/selection";
-import { lensGrid, type Measure, type Top } from "../views/lens_grid";
+import { floats } from "../kit/host";
+import { widget } from "../kit/widget";
+import { lensGrid } from "../views/lens_grid";
 
-function render({ model, el }: Place): () => void {
-  const endings = new Endings();
-  const requests = new Requests(model, endings);
+export default widget(({ el, get, put, ask, select, follow, onSelect }) => {
   const view = lensGrid(el, {
-    select: (layer, token) => select(model, { layer, token }),
-    top: async (row, column) => (await requests.ask("top", { row, column })).value as Top,
+    select(row, column) {
+      const [above, before] = get<[number, number]>("first");
+      select({ layer: above + row, token: before + column });
+    },
+    top: (row, column) => ask("top", { row, column }),
+    measure: (number) => put("measure", number),
   });
-  const list = (name: string): string[] => model.get(name) as string[];
-  const show = (): void =>
-    view.show({
-      title: model.get("title") as string,
-      names: list("names"),
-      rows: list("rows"),
-      columns: list("columns"),
-      texts: list("texts"),
-      measures: model.get("measures") as Measure[],
-      values: (model.get("values") as DataView[]).map(floats),
-    });
-  show();
-  endings.hear(model, "change:values", show);
-  onSelect(model, endings, ({ layer, token }) => view.mark(layer ?? null, token ?? null));
-  endings.add(() => view.end());
-  return () => endings.run();
-}
-
-export default { render };
+  follow({
+    "title names rows columns texts measures values": () =>
+      view.show({
+        title: get("title"), note: get("note"), names: get("names"), rows: get("rows"), columns: get("columns"), texts: get("texts"), measures: get("measures"),
+        values: get<DataView[]>("values").map(floats),
+      }),
+    measure: () => view.setMeasure(get("measure")),
+  });
+  onSelect(({ layer, token }) => {
+    const [above, before] = get<[number, number]>("first");
+    view.mark((layer ?? Number.NaN) - above, (token ?? Number.NaN) - before);
+  });
+  return view;
+});

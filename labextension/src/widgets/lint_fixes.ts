@@ -1,18 +1,12 @@
 import { replaceCell } from "../kit/cells";
-import { Endings, type Place } from "../kit/host";
-import { lintFixes, type Item } from "../views/lint_fixes";
+import { widget } from "../kit/widget";
+import { lintFixes } from "../views/lint_fixes";
 
-function render({ model, el }: Place): () => void {
-  const endings = new Endings();
+export default widget(({ el, get, follow }) => {
   const view = lintFixes(el, {
-    fix: (text) => replaceCell(el, model.get("cell") as string, text),
+    fix: (text) => replaceCell(el, get("cell"), text),
     copy: (text) => (navigator.clipboard ? navigator.clipboard.writeText(text) : Promise.reject(new Error("no clipboard"))),
   });
-  const show = (): void => view.show(model.get("items") as Item[]);
-  show();
-  endings.hear(model, "change:items", show);
-  endings.add(() => view.end());
-  return () => endings.run();
-}
-
-export default { render };
+  follow({ items: () => view.show(get("items")) });
+  return view;
+});

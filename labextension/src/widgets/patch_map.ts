@@ -1,37 +1,29 @@
-import { Endings, floats, type Place } from "../kit/host";
-import { Requests } from "../kit/requests";
-import { select } from "../kit/selection";
+import { floats } from "../kit/host";
+import { widget } from "../kit/widget";
 import { patchMap, type State } from "../views/patch_map";
 
-function render({ model, el }: Place): () => void {
-  const endings = new Endings();
-  const requests = new Requests(model, endings);
-  const names = model.get("names") as string[];
+export default widget(({ el, get, ask, select, follow, onSelect, expects }) => {
+  const names: string[] = get("names");
+  const first = (): [number, number] => get("first");
   const view = patchMap(el, {
-    run: (layers, places) => requests.ask("run", { layers, places }),
-    select: (layer, place) => select(model, names[1] === "head" ? { layer, head: place } : { layer, token: place }),
+    run: (layers, places) => ask("run", { layers, places }),
+    select(row, column) {
+      const [above, before] = first();
+      const [layer, place] = [above + row, before + column];
+      select(names[1] === "head" ? { layer, head: place } : { layer, token: place });
+    },
   });
-  const show = (): void =>
-    view.show({
-      title: model.get("title") as string,
-      names,
-      rows: model.get("rows") as string[],
-      columns: model.get("columns") as string[],
-      quantity: model.get("quantity") as string,
-      estimated: floats(model.get("estimated") as DataView),
-    });
-  const follow: Record<string, () => void> = {
-    estimated: show,
-    ran: () => view.setExact(floats(model.get("ran") as DataView)),
-    state: () => view.setState(model.get("state") as State),
-    code: () => view.setCode(model.get("code") as string),
-  };
-  for (const [name, heard] of Object.entries(follow)) {
-    heard();
-    endings.hear(model, `change:${name}`, heard);
-  }
-  endings.add(() => view.end());
-  return () => endings.run();
-}
-
-export default { render };
+  follow({
+    "title rows columns quantity estimated": () =>
+      view.show({ title: get("title"), note: get("note"), names, rows: get("rows"), columns: get("columns"), quantity: get("quantity"), estimated: floats(get("estimated")) }),
+    ran: () => view.setExact(floats(get("ran"))),
+    state: () => view.setState(get("state")),
+    code: () => view.setCode(get("code")),
+  });
+  onSelect(({ layer, head, token }) => {
+    const [above, before] = first();
+    view.mark((layer ?? Number.NaN) - above, ((names[1] === "head" ? head : token) ?? Number.NaN) - before);
+  });
+  expects(() => get<State>("state").of !== undefined);
+  return view;
+});

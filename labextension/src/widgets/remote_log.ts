@@ -1,40 +1,30 @@
-import { kernelWatch } from "../kit/alive";
-import { Endings, type Place } from "../kit/host";
-import { Requests } from "../kit/requests";
+import { widget } from "../kit/widget";
 import type { Batch } from "../views/log_lines";
 import { remoteLog, type JobState } from "../views/remote_log";
 
 const PATIENCE_MS = 2000;
 
-function render({ model, el }: Place): () => void {
-  const endings = new Endings();
-  const requests = new Requests(model, endings);
+export default widget(({ el, endings, get, ask, answer, follow, expects, onSaid }) => {
   const view = remoteLog(el, {
-    cancel: () => requests.ask("cancel"),
-    all: async () => new TextDecoder().decode((await requests.ask("all")).buffers[0]),
+    cancel: () => ask("cancel"),
+    all: async () => new TextDecoder().decode((await answer("all")).buffers[0]),
   });
-  const state = (): JobState => model.get("state") as JobState;
-  const spoke = kernelWatch(model, requests, endings, (isGone) => view.setGone(isGone), () => state().phases.length > 0 && !state().over);
   let early: Batch[] | null = []; // what comes before the lines that were there when the view opened
   const start = (): void => {
     const batches = early ?? [];
     early = null;
     batches.forEach((batch) => view.add(batch));
   };
-  endings.hear(model, "msg:custom", (content: { lines?: Batch }) => {
-    spoke();
-    if (content.lines) early ? early.push(content.lines) : view.add(content.lines);
+  onSaid<{ lines?: Batch }>(({ lines }) => {
+    if (lines) early ? early.push(lines) : view.add(lines);
   });
-  endings.hear(model, "change:state", () => (spoke(), view.setState(state())));
-  view.setState(state());
+  follow({ state: () => view.setState(get("state")) });
+  expects(() => get<JobState>("state").phases.length > 0 && !get<JobState>("state").over);
   const late = setTimeout(start, PATIENCE_MS);
-  requests.ask("tail").then(
-    ({ value }) => (clearTimeout(late), early && view.add(value as Batch), start()),
+  ask<Batch>("tail").then(
+    (tail) => (clearTimeout(late), early && view.add(tail), start()),
     () => (clearTimeout(late), start()),
   );
   endings.add(() => clearTimeout(late));
-  endings.add(() => view.end());
-  return () => endings.run();
-}
-
-export default { render };
+  return view;
+});

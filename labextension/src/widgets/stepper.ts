@@ -1,37 +1,26 @@
-import { Endings, floats, type Place } from "../kit/host";
-import { Requests, type Trouble } from "../kit/requests";
-import { select } from "../kit/selection";
-import { stepper, type Row, type Standing, type Text, type Value } from "../views/stepper";
-import type { Listing } from "../views/source_browser";
+import { floats } from "../kit/host";
+import { widget } from "../kit/widget";
+import { stepper, type Text } from "../views/stepper";
 
-function render({ model, el }: Place): () => void {
-  const endings = new Endings();
-  const requests = new Requests(model, endings);
+export default widget(({ el, get, ask, select, follow, expects }) => {
   const view = stepper(el, {
-    do: (what, given = {}) => requests.ask("do", { what, with: given }),
-    into: async (trail) => (await requests.ask("into", { trail })).value as Listing,
-    select: (token) => select(model, { token }),
+    do: (what, given = {}) => ask("do", { what, with: given }),
+    into: (trail) => ask("into", { trail }),
+    select: (token) => select({ token }),
   });
   const text = (): Text | null => {
-    const given = model.get("source") as Text | Record<string, never>;
+    const given = get<Text | Record<string, never>>("source");
     return "lines" in given ? (given as Text) : null;
   };
-  const follow: Record<string, () => void> = {
-    place: () => view.setPlace(model.get("title") as string, model.get("place") as Standing),
-    rows: () => view.setRows(model.get("rows") as Row[]),
+  follow({
+    place: () => view.setPlace(get("title"), get("place")),
+    rows: () => view.setRows(get("rows")),
     source: () => view.setText(text()),
-    value: () => view.setValue(model.get("value") as Value, floats(model.get("picture") as DataView)),
-    busy: () => view.setBusy(model.get("busy") as string),
-    trouble: () => view.setTrouble(model.get("trouble") as Trouble),
-    code: () => view.setCode(model.get("code") as string[]),
-  };
-  for (const [name, heard] of Object.entries(follow)) {
-    heard();
-    endings.hear(model, `change:${name}`, heard);
-  }
-  endings.hear(model, "change:picture", follow.value as () => void);
-  endings.add(() => view.end());
-  return () => endings.run();
-}
-
-export default { render };
+    "value picture": () => view.setValue(get("value"), floats(get("picture"))),
+    busy: () => view.setBusy(get("busy")),
+    trouble: () => view.setTrouble(get("trouble")),
+    code: () => view.setCode(get("code")),
+  });
+  expects(() => get("busy") !== "");
+  return view;
+});

@@ -39,7 +39,7 @@ def _body(result: Shown) -> str:
         return _table(result, values[None], (None, result.axes[0]), limits, words)
     rows, columns = result.axes[-2:]
     size = len(rows) * len(columns)
-    flat = values.reshape(-1, len(rows), len(columns))
+    flat = values.flatten(0, -3) if values.dim() > 2 else values[None]
     shown = [
         _above(result, number)
         + _table(

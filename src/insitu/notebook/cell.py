@@ -51,11 +51,7 @@ def compiled(ip: Any, whole: str, body: str) -> Body:
         SyntaxError: at the cell's own line.
         UsageError: the body awaits at its top level.
     """
-    filename = ip.compile.cache(whole, _number(ip), raw_code=whole)
-    above = _lines_above(whole, body)
-    # Comment lines in place of what is above keep the numbers right, also through IPython's
-    # transformations, which drop leading blank lines.
-    source = ip.transform_cell("#\n" * above + body)
+    filename, _, source = placed(ip, whole, body)
     tree = ip.transform_ast(ip.compile.ast_parse(source, filename=filename))
     silent = DisplayHook.semicolon_at_end_of_expression(source)
     try:
@@ -64,10 +60,19 @@ def compiled(ip: Any, whole: str, body: str) -> Body:
             for piece, mode in _pieces(tree, "none" if silent else ip.ast_node_interactivity)
         )
     except SyntaxError as error:
-        if str(error.msg).startswith(_TOP_LEVEL_AWAIT):
-            raise _awaits(error) from None
-        raise
+        raise told(error) from None
     return Body(filename, pieces)
+
+
+def placed(ip: Any, whole: str, body: str) -> tuple[str, int, str]:
+    """A cell's name, how many lines stand above its body, and the body at its own lines.
+
+    Comment lines in place of what is above keep the numbers right, also through IPython's
+    transformations, which drop leading blank lines.
+    """
+    filename = ip.compile.cache(whole, _number(ip), raw_code=whole)
+    above = _lines_above(whole, body)
+    return filename, above, ip.transform_cell("#\n" * above + body)
 
 
 def _says(code: CodeType, name: str, names: Mapping[str, Any]) -> bool:
@@ -110,7 +115,10 @@ def _pieces(tree: ast.Module, interactivity: str) -> Iterator[tuple[ast.AST, str
         yield ast.Module(quiet, type_ignores=[]), "exec"
 
 
-def _awaits(error: SyntaxError) -> UsageError:
+def told(error: SyntaxError) -> SyntaxError | UsageError:
+    """An error of the compiler, in words of our own where it is about `await`."""
+    if not str(error.msg).startswith(_TOP_LEVEL_AWAIT):
+        return error
     return UsageError(
         f"line {error.lineno} awaits, and the body of %%trace cannot.",
         "a forward pass is parked on this thread's stack while the body runs; the event loop "

@@ -36,6 +36,11 @@ def note(operands: Operands, request: Request, card: Card, run_s: float) -> None
     )
 
 
+def note_job(request: Request, model: str, run_s: float) -> None:
+    """Add a run on a server to the ledger, told by its cell and its time."""
+    ledger.add(_cell(request), prompt=request.prompt, model=model, name=request.model, run_s=run_s)
+
+
 def _cell(request: Request) -> str:
     """The cell that runs, as the user wrote it; the line alone where no cell is known."""
     shell: Any = get_ipython()

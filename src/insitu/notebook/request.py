@@ -10,10 +10,16 @@ from dataclasses import dataclass
 from insitu.errors import UsageError
 from insitu.notebook.magics.line import Option, Syntax, Taken, joined, taken
 
+REMOTE = Option(
+    "--remote", "[URL]", "server",
+    "it sends the cell to a server, and without a URL to the one in CONFIG.API.HOST",
+    "--remote http://127.0.0.1:8765", may=re.compile(r"local|['\"]?https?://.*"), enough=2,
+)  # fmt: skip
 VIEWS = ("generation", "lens", "cache", "attention", "tree")
 USAGE = (
     "%%trace MODEL PROMPT [--generate N] [--invoke PROMPT]… [--scan] [--cache SITES] "
-    "[--grad EXPR] [--edit NAME] [--view VIEW] [--time] [--quiet] [--no-lint]"
+    "[--grad EXPR] [--edit NAME] [--view VIEW] [--remote [URL]] [--background] [--time] "
+    "[--quiet] [--no-lint]"
 )
 SYNTAX = Syntax(
     "%%trace",
@@ -44,6 +50,8 @@ SYNTAX = Syntax(
             "it keeps the cell as a lasting edit of a model of that name", "--edit edited",
         ),
         Option("--view", "VIEW", "view", "the cell ends in that widget", "--view lens", VIEWS),
+        REMOTE,
+        Option("--background"),
         Option("--time"),
         Option("--quiet"),
         Option("--no-lint"),
@@ -57,6 +65,33 @@ _APART = (
      "fake tensors have no values"),
     ("--grad", ("--generate",), "transformers generates without gradients"),
 )  # fmt: skip
+_HERE_ALONE = {
+    "--scan": (
+        "a scan computes nothing, so there is nothing to send",
+        "scan without --remote first, and then send the cell without --scan",
+    ),
+    "--cache": (
+        "it keeps tensors of a pass in this process, and the pass is the server's",
+        "write cache = insitu.save(tracer.cache(modules=[…])) in the cell",
+    ),
+    "--grad": (
+        "gradients are asked for in the process of the pass",
+        "write with logits.sum().backward(): in the cell, and g = h.grad.save() in it",
+    ),
+    "--edit": (
+        "it keeps the cell as an edit in this process",
+        "make the edit in a cell of its own; it travels along with %%trace edited PROMPT --remote",
+    ),
+    "--view": (
+        "a view is filled by a pass in this process",
+        "save what it is to show, and open it below: insitu.show({'logits': logits})",
+    ),
+    "--time": (
+        "the bare forward would be timed here, on another machine",
+        "leave --time out; the card has the time of each phase",
+    ),
+}
+"""What goes with no `--remote`: why, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +113,10 @@ class Request:
     edit: str = ""
     view: str = ""
     lint: bool = True
+    remote: bool = False
+    server: str = ""
+    """The address that `--remote` was given: plain, or an expression."""
+    background: bool = False
 
 
 def parse(line: str) -> Request:
@@ -103,6 +142,9 @@ def parse(line: str) -> Request:
         edit=found.value("--edit"),
         view=found.value("--view"),
         lint=not found.has("--no-lint"),
+        remote=found.has("--remote"),
+        server=found.value("--remote"),
+        background=found.has("--background"),
     )
 
 
@@ -128,10 +170,33 @@ def _check(found: Taken) -> None:
                 f"{why}.",
                 f"leave one of them out. The line is {USAGE}",
             )
+    _check_remote(found)
     name = found.value("--edit")
     if name and not name.isidentifier():
         raise UsageError(
             f"--edit takes the name of a variable, not {name}.",
             "the model with the cell as a lasting edit is kept under it.",
             "write --edit edited.",
+        )
+
+
+def _check_remote(found: Taken) -> None:
+    if not found.has("--remote"):
+        if found.has("--background"):
+            raise UsageError(
+                "--background was given without --remote.",
+                "a cell that runs here is over when it is done; only a job on a server goes on.",
+                "add --remote, or leave --background out.",
+            )
+        return
+    for name, (why, instead) in _HERE_ALONE.items():
+        if found.has(name):
+            raise UsageError(
+                f"--remote and --{name[2:]} exclude each other.", f"{why}.", f"{instead}."
+            )
+    if found.has("--background") and found.value("--remote") == "local":
+        raise UsageError(
+            "--background and --remote local exclude each other.",
+            "with local there is no job: the cell runs in this process, and the kernel waits.",
+            "leave one of them out.",
         )

@@ -56,6 +56,8 @@ class TraceMagic:
           --grad EXPR      gradients of a number at every site the cell meets, in `grads`
           --edit NAME      keep the body as a lasting edit of the model, in NAME
           --view VIEW      end in a widget: generation, lens, cache, attention or tree
+          --remote [URL]   run the body on a server; what it saves comes back
+          --background     with --remote: go on at once, with the job in `job`
           --time           compare the run's time with the bare forward's
           --quiet          show no run card, and no findings
           --no-lint        show no findings
@@ -74,6 +76,11 @@ class TraceMagic:
         whole = self._whole(line, cell)
         if request.lint and not request.quiet:
             shown.show(self.ip, whole)
+        if request.remote:
+            from insitu.notebook import remote_cell  # brings the HTTP client along
+
+            remote_cell.run(self.ip, request, whole, cell)
+            return
         if request.edit and not (request.prompt or request.invokes):
             edited.keep(self.ip, request.model, request.edit, cell)
             return

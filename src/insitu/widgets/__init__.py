@@ -3,11 +3,11 @@
 from insitu.widgets import CacheInspector, LensGrid, ModuleTree
 """
 
+from insitu.events import JobEvent
 from insitu.twins.ledger import ledger
 from insitu.widgets.attention_view import AttentionView
 from insitu.widgets.cache_inspector import CacheInspector
 from insitu.widgets.denoising_view import DenoisingView, watch_denoising
-from insitu.widgets.events import JobEvent
 from insitu.widgets.generation_view import GenerationView, watch_generation
 from insitu.widgets.job_dock import JobDock
 from insitu.widgets.lens_grid import LensGrid

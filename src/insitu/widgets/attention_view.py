@@ -19,9 +19,12 @@ from insitu.methods.axes import Axis
 from insitu.methods.result import Result
 from insitu.widgets import numbers
 from insitu.widgets.base import Widget
+from insitu.widgets.words import words
 
 SMALL, LARGE = 40, 240
 """Pixels across a head among others, and across the one that is large."""
+TOKENS_MAX = 2000
+"""So many tokens are named in a view; of a longer text the further ones are numbers."""
 
 
 class AttentionView(Widget):
@@ -39,6 +42,8 @@ class AttentionView(Widget):
     heads = traitlets.List().tag(sync=True)
     query_tokens = traitlets.List().tag(sync=True)
     key_tokens = traitlets.List().tag(sync=True)
+    size = traitlets.List([0, 0]).tag(sync=True)
+    """How many queries and keys there are."""
     note = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, result: Result) -> None:
@@ -48,18 +53,20 @@ class AttentionView(Widget):
                 "they are [layer, head, query_pos, key_pos]; the layer may be missing.",
                 "give what attention_patterns returns, or AttentionView.of(pattern, tokens=…).",
             )
-        self.result = result
+        values, note = numbers.plain(result.values)
+        self.result = result = numbers.shown(result)
         axes = result.axes if len(result.axes) == 4 else (Axis("layer", ("",)), *result.axes)
         shape = [len(axis) for axis in axes]
-        values, note = numbers.plain(result.values)
         self._values = values.reshape(shape)
-        layers, heads, queries, keys = ([str(label) for label in axis.labels] for axis in axes)
+        layers, heads = (words(axis.labels) for axis in axes[:2])
+        queries, keys = (words(axis.labels[:TOKENS_MAX]) for axis in axes[2:])
         title = result.title or "Attention"
         super().__init__(
             title=title,
             note=note,
             layers=layers,
             heads=heads,
+            size=shape[2:],
             query_tokens=queries,
             key_tokens=keys,
         )
@@ -78,8 +85,12 @@ class AttentionView(Widget):
         return repr(self.result)
 
     def html(self) -> str:
-        """The patterns as a table of colours without scripts."""
-        return self.result._repr_html_()
+        """The heads of a layer, the one selected or the last, as tables of colours."""
+        if len(self.result.axes) < 4 or not self.layers:
+            return self.result._repr_html_()
+        layer, labels = self.selection.get("layer"), self.result.axes[0].labels
+        is_there = layer is not None and layer < len(labels)
+        return self.result.sel(layer=labels[layer if is_there else -1])._repr_html_()
 
     # Questions -------------------------------------------------------------------------------
 
@@ -96,8 +107,8 @@ class AttentionView(Widget):
         return {"shape": list(small.shape)}, [numbers.buffer(small)]
 
     def answer_query(self, given: dict[str, Any]) -> tuple[Any, list[bytes]]:
-        """What one query reads: a weight a key."""
-        row = self._values[given["layer"], given["head"], given["query"]]
+        """What one query reads: a weight for each key that is named."""
+        row = self._values[given["layer"], given["head"], given["query"], :TOKENS_MAX]
         return {"shape": list(row.shape)}, [numbers.buffer(row)]
 
 

@@ -8,12 +8,12 @@
 
 The view asks with a number, and an answer or a trouble comes back with it; an error is a value and
 reaches the view, never its console. JupyterLab 4.6 with ipykernel 7 delivers messages on a thread
-of its own while a cell runs: an answer reads data it holds, and work on a model goes through
-`main_thread`.
+of its own while a cell runs, and every widget sees to it that its own do: an answer reads data it
+holds, and work on a model goes through `main_thread`.
 """
 
-import traceback
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,10 @@ import anywidget
 import traitlets
 
 from insitu.errors import InsituError
+from insitu.widgets import showing
 from insitu.widgets.selection import link
+from insitu.widgets.trouble import trouble_of
+from insitu.widgets.words import readable
 
 BUNDLES = Path(__file__).parent / "bundles"
 
@@ -41,6 +44,10 @@ class Widget(anywidget.AnyWidget):
     front_end: ClassVar[str] = ""
     """The name of its bundle."""
     selection = traitlets.Dict().tag(sync=True)
+    _shown_in: int | None = None
+    """The cell in whose output it stands already."""
+    _output: Any = None
+    """The handle of that output."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "front_end" in cls.__dict__:  # anywidget makes further classes, with traits added
@@ -50,6 +57,7 @@ class Widget(anywidget.AnyWidget):
 
     def __init__(self, **state: Any) -> None:
         super().__init__(**state)
+        showing.hear_while_busy(self.comm)
         link(self)
         self.on_msg(self._heard)
 
@@ -68,10 +76,43 @@ class Widget(anywidget.AnyWidget):
         if shown is None:
             return None
         data, metadata = shown if isinstance(shown, tuple) else (shown, {})
-        return {**data, "text/plain": self.text(), "text/html": self.html()}, metadata
+        try:
+            text, html = self.text(), self.html()
+        except InsituError as error:  # what it shows is gone: the view stays as it was
+            text, html = str(error), f"<pre>{escape(str(error))}</pre>"
+        return {**data, "text/plain": readable(text), "text/html": readable(html)}, metadata
 
     def __repr__(self) -> str:
-        return self.text()
+        try:
+            return readable(self.text())
+        except InsituError as error:
+            return str(error)
+
+    # Showing ---------------------------------------------------------------------------------
+
+    def show_now(self) -> None:
+        """Show it above what the running cell gives, before anything has filled it."""
+        self._output = showing.now(self)
+        self._shown_in = showing.cell_number()
+
+    def show_twins(self) -> None:
+        """Put the twins as they are now into the output it stands in, for the saved notebook."""
+        if self._output is not None and self._stands_above:
+            data, metadata = self._repr_mimebundle_() or ({}, {})
+            self._output.update(data, raw=True, metadata=metadata)
+
+    @property
+    def _stands_above(self) -> bool:
+        return self._shown_in is not None and self._shown_in == showing.cell_number()
+
+    def _ipython_display_(self) -> None:
+        if self._stands_above:
+            return  # and has filled there
+        raise NotImplementedError  # IPython then shows it as it shows any widget
+
+    def _send(self, msg: Any, buffers: Any = None) -> None:  # all that ipywidgets sends goes here
+        super()._send(msg, buffers)
+        showing.hear_while_busy(self.comm)
 
     # Questions -------------------------------------------------------------------------------
 
@@ -84,7 +125,7 @@ class Widget(anywidget.AnyWidget):
                 raise LookupError(f"{type(self).__name__} answers no {content['name']!r}")
             value, parts = _with_buffers(answer(content.get("given") or {}))
         except Exception as error:
-            self.send({"answer": content["ask"], "trouble": _trouble(error)})
+            self.send({"answer": content["ask"], "trouble": trouble_of(error)})
         else:
             self.send({"answer": content["ask"], "value": value}, parts)
 
@@ -94,13 +135,3 @@ def _with_buffers(answer: Any) -> tuple[Any, Buffers]:
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], list):
         return answer
     return answer, []
-
-
-def _trouble(error: Exception) -> dict[str, str]:
-    """An error as the view shows it: what, why and what next."""
-    if isinstance(error, InsituError):
-        what, why, further = (*str(error).splitlines(), "", "", "")[:3]
-        return {"what": what, "why": why.strip(), "next": further.strip()}
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f"{Path(last[0].filename).name}, line {last[0].lineno}" if last else ""
-    return {"what": f"{type(error).__name__}: {error}", "why": where, "next": ""}

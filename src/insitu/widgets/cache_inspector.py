@@ -23,6 +23,7 @@ from insitu.widgets.base import Widget
 PIXELS = 200
 """Across the picture of a tensor."""
 BINS = 60
+ROWS_SENT = 500
 PATIENCE_S = 0.1
 """A search goes on for so long before it says how far it is."""
 
@@ -82,7 +83,7 @@ class CacheInspector(Widget):
         """The rows `first` to `end` of those whose name holds the words looked for."""
         words = str(given.get("words", "")).lower()
         wanted = [n for n, it in enumerate(self._found) if words in it.name.lower()]
-        shown = wanted[given["first"] : given["end"]]
+        shown = wanted[given["first"] : min(given["end"], given["first"] + ROWS_SENT)]
         rows = [(n, self._found[n]) for n in shown]
         return {
             "total": len(wanted),

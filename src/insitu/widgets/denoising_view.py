@@ -20,14 +20,18 @@ from insitu.errors import UsageError
 from insitu.models.diffusion import DiffusionModel
 from insitu.twins.denoising import denoising_html
 from insitu.widgets import numbers, showing
-from insitu.widgets.base import Widget, _trouble
+from insitu.widgets.base import Widget
 from insitu.widgets.denoising_maps import attended, crossings, words
 from insitu.widgets.generation_runs import edited
+from insitu.widgets.trouble import Trouble
+from insitu.widgets.words import word
 
 PICTURE_MAX, PICTURE_BYTES = 160, 24_000
 """A picture is sent in so many pixels a side, and in so many bytes or as a JPEG."""
 MAP_MAX, TOKENS_MAX = 16, 24
 STEPS_SENT = 8
+PROMPT_MAX = 2000
+"""So many characters of a prompt are shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +89,11 @@ class DenoisingView(Widget):
         self.steps: list[Seen] = []
         self.result: Any = None
         self._is_stopped = False
-        self._shown_in: int | None = None
-        super().__init__(title=title, prompt=prompt, tokens=list(tokens)[:TOKENS_MAX])
+        super().__init__(
+            title=word(title),
+            prompt=word(prompt, PROMPT_MAX),
+            tokens=[word(token) for token in tokens[:TOKENS_MAX]],
+        )
 
     @classmethod
     def of(
@@ -118,7 +125,6 @@ class DenoisingView(Widget):
         """Add a step that has come."""
         self.steps.append(step)
         self.latest = step.told(len(self.steps) - 1)
-        showing.hear_while_busy(self)
 
     def stop(self) -> None:
         """End the run that is under way, after its step; what came stays."""
@@ -160,32 +166,21 @@ class DenoisingView(Widget):
         """End the run that is under way."""
         self.stop()
 
-    def show_now(self) -> None:
-        """Show it above what the running cell gives, before anything is drawn."""
-        showing.now(self)
-        self._shown_in = showing.cell_number()
-
-    def _ipython_display_(self) -> None:
-        if self._shown_in is not None and self._shown_in == showing.cell_number():
-            return  # it stands above already, and has filled there
-        raise NotImplementedError  # IPython then shows it as it shows any widget
-
     def _follow(self, count: int, run: Callable[[], Any]) -> None:
         """Run with the state told; an interrupt leaves what came so far."""
-        self._is_stopped = False
-        self.state = {"name": "running", "of": count}
-        showing.hear_while_busy(self)
-        name, trouble = "failed", None
-        try:
+
+        def tell(name: str, trouble: Trouble | None) -> None:
+            state = {"name": name, "of": count, "trouble": trouble}
+            self.state = {key: it for key, it in state.items() if it is not None}
+
+        def work() -> None:
             self.result = run()
-            name = "stopped" if self._is_stopped else "done"
-        except KeyboardInterrupt:
-            name = "stopped"
-        except Exception as error:
-            trouble = _trouble(error)
-            raise
+
+        self._is_stopped = False
+        try:
+            showing.carry_out(work, tell, lambda: self._is_stopped)
         finally:
-            self.state = {"name": name, "of": count, **({"trouble": trouble} if trouble else {})}
+            self.show_twins()
 
 
 def watch_denoising(

@@ -18,6 +18,7 @@ import torch
 from insitu.errors import UsageError
 from insitu.methods.axes import Axis, Label
 from insitu.methods.result import Result
+from insitu.widgets.words import word, words
 
 TEXT_MAX = 80
 """So many characters of a token reach a view."""
@@ -69,12 +70,14 @@ class Step:
     def told(self) -> dict[str, Any]:
         """As a view is told it: short numbers, None for those that are none."""
         return {
-            "token": self.token[:TEXT_MAX],
+            "token": word(self.token, TEXT_MAX),
             "id": self.id,
             "chance": _short(self.chance),
             "entropy": _short(self.entropy),
-            "top": [[text[:TEXT_MAX], number, _short(chance)] for text, number, chance in self.top],
-            "texts": [text[:TEXT_MAX] for text in self.texts],
+            "top": [
+                [word(text, TEXT_MAX), number, _short(chance)] for text, number, chance in self.top
+            ],
+            "texts": words(self.texts, TEXT_MAX),
             "values": [[_short(value) for value in row] for row in self.values],
             "forced": self.is_forced,
         }

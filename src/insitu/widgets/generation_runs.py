@@ -66,7 +66,7 @@ class Runs:
         self._ids: list[int] = ids[0].tolist()
         self._device = ids.device
         self.is_stopped = False
-        layers = range(len(_layers(model)))
+        layers = range(len(layers_of(model)))
         self.record = Record(type(model._module).__name__, labels, layers)
 
     @property
@@ -155,7 +155,7 @@ class Runs:
     def _run(self, branch: Branch, ids: list[int], count: int, heard: Heard) -> None:
         self.is_stopped = False
         model = edited(self.model, branch.edit)
-        layers = _layers(model)
+        layers = layers_of(model)
         given = torch.tensor([ids], device=self._device)
         settings = {**self._settings, "max_new_tokens": count}
         with torch.no_grad(), model.generate(given, **settings) as tracer:
@@ -163,7 +163,7 @@ class Runs:
                 streams = [layer.resid_post[0, -1].clone() for layer in layers]
                 logits = model.output.logits[0, -1].float()
                 chosen = int(model.generator.streamer.output.flatten()[0])
-                step = _step(model, streams, logits, chosen, self._top)
+                step = step_of(model, streams, logits, chosen, self._top)
                 branch.own.append(step)
                 heard(branch, branch.start + len(branch.own) - 1, step)
                 if self.is_stopped:
@@ -189,10 +189,18 @@ class Runs:
         return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-def _step(
+def step_of(
     model: LanguageModel, streams: list[Tensor], logits: Tensor, chosen: int, top: int
 ) -> Step:
-    """What is known of a step: of its prediction `[d_vocab]`, and of each layer's `[d_model]`."""
+    """What is known of a step, for a record.
+
+    Args:
+        model: the one that made it; its lens reads the layers.
+        streams: what each layer gave at the last position, `[d_model]`; none is left out.
+        logits: the prediction, `[d_vocab]`.
+        chosen: the id of the token that was chosen.
+        top: how many of the likeliest tokens are told.
+    """
     logprobs = logits.log_softmax(-1)
     chances = logprobs.exp()
     best = chances.topk(min(top, len(chances)))
@@ -213,7 +221,7 @@ def _step(
     )
 
 
-def _layers(model: LanguageModel) -> list[Any]:
+def layers_of(model: LanguageModel) -> list[Any]:
     """The layers a lens can read; none where a model's have no standard names."""
     try:
         layers, _, _ = list(model.layers), model.final_norm, model.unembed

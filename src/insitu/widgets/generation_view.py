@@ -19,12 +19,16 @@ from insitu.methods.result import Result
 from insitu.models.language import LanguageModel
 from insitu.twins.generation import generation_html, generation_text
 from insitu.widgets import main_thread, numbers, showing
-from insitu.widgets.base import Widget, _trouble
-from insitu.widgets.generation_record import Branch, Measure, Record, Step
-from insitu.widgets.generation_runs import Fork, Runs
+from insitu.widgets.base import Widget
+from insitu.widgets.generation_record import TEXT_MAX, Branch, Measure, Record, Step
+from insitu.widgets.generation_runs import Runs
+from insitu.widgets.trouble import Trouble
+from insitu.widgets.words import words
 
 NUMBERS_SENT = 2000
 """About so many numbers are sent at once to a view that opens late."""
+PROMPT_SENT = 2000
+"""So many tokens before the first step are shown."""
 
 
 class Further(TypedDict, total=False):
@@ -68,11 +72,10 @@ class GenerationView(Widget):
     def __init__(self, record: Record, runs: Runs | None = None) -> None:
         self.record = record
         self._runs = runs
-        self._shown_in: int | None = None
         super().__init__(
             title=record.title,
-            prompt=[str(token) for token in record.prompt],
-            layers=[str(layer) for layer in record.layers],
+            prompt=words(record.prompt[-PROMPT_SENT:], TEXT_MAX),
+            layers=words(record.layers),
             measures=[vars(measure) for measure in record.measures],
             lanes=[branch.told() for branch in record.branches],
             forks=runs is not None,
@@ -110,7 +113,7 @@ class GenerationView(Widget):
         limits = (0.0, 1.0) if quantity == "probability" else None
         view = cls(Record("Generation", list(prompt), (), [Measure(quantity, limits=limits)]))
         view.record.branch(why="main", state="done")
-        view._tell()
+        view.show_branches()
         for number, token in enumerate(tokens):
             step = view._step(token, {name: column[number] for name, column in told.items()})
             view.branches[0].own.append(step)
@@ -134,7 +137,7 @@ class GenerationView(Widget):
         chosen = self.record.at(branch)
         step = self._step(token, {"values": values, **further})
         chosen.own.append(step)
-        self._came(chosen, chosen.start + len(chosen.own) - 1, step)
+        self.show_step(chosen, chosen.start + len(chosen.own) - 1, step)
 
     def _step(self, token: str, further: Mapping[str, Any]) -> Step:
         """A step of plain data; the first that has layers says how many there are."""
@@ -216,7 +219,8 @@ class GenerationView(Widget):
         """
         runs = self._can_fork()
         fork = runs.plan(branch, step, token=token, edit=edit, max_new_tokens=max_new_tokens)
-        return self._follow(fork.branch, lambda: runs.fork(fork, self._came))
+        self.follow(fork.branch, lambda: runs.fork(fork, self.show_step))
+        return fork.branch
 
     def stop(self) -> None:
         """End the run that is under way, after its step; what came stays."""
@@ -231,33 +235,28 @@ class GenerationView(Widget):
             )
         return self._runs
 
-    def _follow(self, branch: Branch, run: Callable[[], Any]) -> Branch:
+    # What comes ------------------------------------------------------------------------------
+
+    def follow(self, branch: Branch, run: Callable[[], Any]) -> None:
         """Run a branch with its state told; an interrupt leaves what came so far."""
-        branch.state, self.focus = "running", branch.number
-        self._tell()
+
+        def tell(state: str, trouble: Trouble | None) -> None:
+            branch.state, branch.trouble = state, trouble
+            self.show_branches()
+
+        self.focus = branch.number
         try:
-            run()
-        except KeyboardInterrupt:
-            branch.state = "stopped"
-        except BaseException as error:
-            branch.state = "failed"
-            told = error if isinstance(error, Exception) else RuntimeError(repr(error))
-            branch.trouble = _trouble(told)
-            raise
-        else:
-            is_stopped = self._runs is not None and self._runs.is_stopped
-            branch.state = "stopped" if is_stopped else "done"
+            showing.carry_out(run, tell, lambda: self._runs is not None and self._runs.is_stopped)
         finally:
-            self._tell()
-        return branch
+            self.show_twins()
 
-    def _came(self, branch: Branch, number: int, step: Step) -> None:
+    def show_step(self, branch: Branch, number: int, step: Step) -> None:
+        """Show a step of the record that has just come; `number` counts from the text's start."""
         self.latest = {"branch": branch.number, "number": number, "step": step.told()}
-        showing.hear_while_busy(self)
 
-    def _tell(self) -> None:
+    def show_branches(self) -> None:
+        """Show what has become of the branches."""
         self.lanes = [branch.told() for branch in self.branches]
-        showing.hear_while_busy(self)
 
     # Questions -------------------------------------------------------------------------------
 
@@ -277,32 +276,16 @@ class GenerationView(Widget):
         fork = runs.plan(
             given.get("branch", 0), int(given["step"]), token=token, edit=given.get("edit") or None
         )
-        self._tell()
-        main_thread.call(lambda: self._fork_asked(runs, fork))
+        self.show_branches()
+        main_thread.call(
+            lambda: self.follow(fork.branch, lambda: runs.fork(fork, self.show_step)),
+            failed=lambda _: None,  # its branch tells it, in the view where it was asked for
+        )
         return {"branch": fork.branch.number}
-
-    def _fork_asked(self, runs: Runs, fork: Fork) -> None:
-        try:
-            with showing.interruptible():
-                self._follow(fork.branch, lambda: runs.fork(fork, self._came))
-        except Exception:  # its branch tells it, in the view where it was asked for
-            return
 
     def answer_stop(self, given: dict[str, Any]) -> None:
         """End the run that is under way."""
         self.stop()
-
-    # Showing ---------------------------------------------------------------------------------
-
-    def show_now(self) -> None:
-        """Show it above what the running cell gives, before anything is generated."""
-        showing.now(self)
-        self._shown_in = showing.cell_number()
-
-    def _ipython_display_(self) -> None:
-        if self._shown_in is not None and self._shown_in == showing.cell_number():
-            return  # it stands above already, and has filled there
-        raise NotImplementedError  # IPython then shows it as it shows any widget
 
 
 def watch_generation(
@@ -334,7 +317,7 @@ def watch_generation(
     view = GenerationView(runs.record, runs)
     view.show_now()
     branch = runs.begin(edit)
-    view._follow(branch, lambda: runs.start(branch, view._came))
+    view.follow(branch, lambda: runs.start(branch, view.show_step))
     return view
 
 

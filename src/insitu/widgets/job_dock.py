@@ -11,10 +11,10 @@ from typing import Any
 import traitlets
 
 from insitu.errors import UsageError
+from insitu.events import Job, JobEvent
 from insitu.twins.job import job_html, jobs_html, jobs_text
 from insitu.widgets.base import Widget
 from insitu.widgets.batches import Batches
-from insitu.widgets.events import Job, JobEvent
 from insitu.widgets.job_record import JobRecord
 from insitu.widgets.remote_log import (
     SENT_EVERY_S,

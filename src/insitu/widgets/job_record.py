@@ -6,15 +6,17 @@ record.state()                          # for a view: phases, queue, progress
 record.since(0, most=5_000)             # the last lines
 """
 
+import math
 import re
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from insitu.widgets.events import ENDS, PHASES, JobEvent
+from insitu.events import ENDS, PHASES, JobEvent
 
 LINES_KEPT = 50_000
 LINE_MAX = 4_000
@@ -49,16 +51,19 @@ class JobRecord:
 
     def hear(self, event: JobEvent) -> None:
         """Take in what the job says."""
+        if not math.isfinite(event.time):
+            event = replace(event, time=time.time())
         with self._lock:
             if event.kind == "log":
                 self._add(event.text, event.tags, event.time)
             elif event.kind == "status":
                 self._begin(event)
             elif event.kind == "queue":
-                self._queue = None if event.done is None else (event.done, event.of)
-            elif event.done is not None:
+                done, of = _known(event.done), _known(event.of)
+                self._queue = None if done is None else (done, of)
+            elif (done := _known(event.done)) is not None:
                 self._progress.pop(event.text, None)
-                self._progress[event.text] = (event.done, event.of, event.unit)
+                self._progress[event.text] = (done, _known(event.of), event.unit)
                 while len(self._progress) > _PROGRESS_MAX:
                     del self._progress[next(iter(self._progress))]
 
@@ -68,7 +73,7 @@ class JobRecord:
         self._add(f"{phase}: {event.text}" if event.text else phase, tags, event.time)
         if self._phases and self._phases[-1][0] == phase:
             return  # said again
-        self._phases.append((phase, event.time, event.text.partition("\n")[0]))
+        self._phases.append((phase, event.time, event.text.partition("\n")[0][:LINE_MAX]))
         del self._phases[:-_PHASES_MAX]
         if phase != "QUEUED":
             self._queue = None
@@ -127,6 +132,11 @@ def packed(first: int, lines: Sequence[Line]) -> dict[str, Any]:
         "texts": [line.text for line in lines],
         "tags": {str(n): list(line.tags) for n, line in enumerate(lines) if line.tags},
     }
+
+
+def _known(number: float | None) -> float | None:
+    """A number that is one: a view cannot be told NaN or an infinity."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _plain(text: str) -> str:

@@ -16,6 +16,8 @@ from insitu.methods.axes import Axis
 from insitu.methods.result import Result
 from insitu.widgets import numbers
 from insitu.widgets.base import Widget
+from insitu.widgets.in_sight import in_sight
+from insitu.widgets.words import words
 
 
 class LensGrid(Widget):
@@ -36,11 +38,16 @@ class LensGrid(Widget):
     columns = traitlets.List().tag(sync=True)
     names = traitlets.List().tag(sync=True)
     """What rows and columns are: `["layer", "pos"]`."""
+    first = traitlets.List([0, 0]).tag(sync=True)
+    """The first row and column that are shown, where there are too many for a view."""
+    note = traitlets.Unicode().tag(sync=True)
     texts = traitlets.List().tag(sync=True)
     measures = traitlets.List().tag(sync=True)
     """What can be shown: name, quantity, unit, limits."""
     values = traitlets.List(traitlets.Bytes()).tag(sync=True)
     """The numbers of each measure, row after row."""
+    measure = traitlets.Int().tag(sync=True)
+    """Which of them is in sight."""
 
     def __init__(self, result: Result) -> None:
         if len(result.axes) != 2:
@@ -49,20 +56,24 @@ class LensGrid(Widget):
                 f"its axes are {', '.join(result.names) or 'none'}.",
                 "choose a place on the others first: result.sel(head=0).",
             )
-        self.result = result
+        self.result = result = numbers.shown(result)
         alike = {name: it for name, it in result.further.items() if it.names == result.names}
         shown = {result.quantity: result, **alike}
+        part, texts, wide = in_sight(result), result.texts or (), result.shape[1]
+        starts = [row * wide + part.first[1] for row in range(part.first[0], result.shape[0])]
         super().__init__(
             title=result.title,
             names=list(result.names),
-            rows=[str(label) for label in result.axes[0].labels],
-            columns=[str(label) for label in result.axes[1].labels],
-            texts=list(result.texts or ()),
+            first=part.first,
+            note=part.note,
+            rows=part.rows,
+            columns=part.columns,
+            texts=[it for at in starts for it in words(texts[at : at + len(part.columns)])],
             measures=[
                 {"name": name, "quantity": it.quantity, "unit": it.unit, "limits": it.limits}
                 for name, it in shown.items()
             ],
-            values=[numbers.buffer(numbers.plain(it.values)[0]) for it in shown.values()],
+            values=[numbers.buffer(part.of(numbers.plain(it.values)[0])) for it in shown.values()],
         )
 
     @classmethod
@@ -94,6 +105,9 @@ class LensGrid(Widget):
         if top is None or top.texts is None:
             return []
         width = top.shape[-1]
-        first = (given["row"] * len(self.columns) + given["column"]) * width
+        row, column = (
+            self.first[axis] + given[name] for axis, name in enumerate(("row", "column"))
+        )
+        first = (row * self.result.shape[1] + column) * width
         chances = top.values.flatten()[first : first + width].tolist()
         return list(zip(top.texts[first : first + width], chances, strict=True))

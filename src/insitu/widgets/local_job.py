@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from insitu.errors import InsituError
-from insitu.widgets.events import Channel, Heard, JobEvent
+from insitu.events import Channel, Heard, JobEvent
 
 _numbers = itertools.count(1)
 _running: "weakref.WeakSet[LocalJob]" = weakref.WeakSet()

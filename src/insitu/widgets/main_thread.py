@@ -1,6 +1,6 @@
 """Work asked for by a view, done on the kernel's main thread between cells.
 
-    main_thread.call(run_the_patches)          # now, or when the running cell has ended
+    main_thread.call(run_the_patches, failed)  # now, or when the running cell has ended
     main_thread.after_each_cell(self.refresh)  # as long as that object lives
 
 A message of a view may arrive on another thread while a cell runs; a model is only ever run, and a
@@ -8,20 +8,48 @@ pass held open only ever stepped, on the thread of the cells.
 """
 
 import asyncio
+import contextlib
+import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
-def call(work: Callable[[], Any]) -> None:
-    """Do it on the main thread: at once where that is this one, else when its loop is free."""
+def call(work: Callable[[], Any], failed: Callable[[BaseException], Any]) -> None:
+    """Do it on the main thread: at once where that is this one, else when its loop is free.
+
+    Args:
+        work: the kernel's interrupt ends it, as it ends a cell.
+        failed: told what it raised, an interrupt too: one that left the loop would end the kernel.
+    """
+
+    def carefully() -> None:
+        try:
+            with interruptible():
+                work()
+        except (Exception, KeyboardInterrupt) as error:
+            failed(error)
+
     loop = _main_loop()
     if loop is None or (threading.current_thread() is threading.main_thread()):
-        work()
+        carefully()
     else:
-        loop.call_soon_threadsafe(work)
+        loop.call_soon_threadsafe(carefully)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let the kernel's interrupt end the work inside, which ipykernel allows to cells alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def after_each_cell(method: Callable[[], None]) -> bool:

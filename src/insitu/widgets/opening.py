@@ -16,6 +16,7 @@ from insitu.engine.held import Run
 from insitu.engine.source.operations import Source
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InputTypeError
+from insitu.events import Job
 from insitu.methods.result import Result
 from insitu.models.diffusion import DiffusionModel
 from insitu.models.language import LanguageModel
@@ -24,7 +25,6 @@ from insitu.widgets.attention_view import AttentionView
 from insitu.widgets.base import Widget
 from insitu.widgets.cache_inspector import CacheInspector
 from insitu.widgets.denoising_view import watch_denoising
-from insitu.widgets.events import Job
 from insitu.widgets.generation_view import watch_generation
 from insitu.widgets.job_dock import JobDock
 from insitu.widgets.lens_grid import LensGrid

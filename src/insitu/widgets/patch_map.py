@@ -23,6 +23,8 @@ from insitu.methods.result import Result
 from insitu.models.language import LanguageModel
 from insitu.widgets import main_thread, numbers
 from insitu.widgets.base import Widget
+from insitu.widgets.in_sight import in_sight
+from insitu.widgets.trouble import trouble_of
 
 Run = Callable[[int, list[int]], Any]
 """Runs the patches of one layer at some places of the other axis, and gives a number for each."""
@@ -46,10 +48,13 @@ class PatchMap(Widget):
     names = traitlets.List().tag(sync=True)
     quantity = traitlets.Unicode().tag(sync=True)
     estimated = traitlets.Bytes().tag(sync=True)
+    first = traitlets.List([0, 0]).tag(sync=True)
+    """The first row and column that are shown, where there are too many for a view."""
+    note = traitlets.Unicode().tag(sync=True)
     ran = traitlets.Bytes().tag(sync=True)
     """The exact numbers; NaN where no patch was run."""
     state = traitlets.Dict().tag(sync=True)
-    """How far a run is: done, of, trouble."""
+    """How far a run is: done, of; how it ended, when not well: stopped at, trouble."""
     code = traitlets.Unicode().tag(sync=True)
 
     def __init__(
@@ -64,18 +69,21 @@ class PatchMap(Widget):
                 "a brush chooses a rectangle of layers and places.",
                 'choose on the others first, as in estimate.sel(pos="all").',
             )
-        self.estimate = estimate
+        self.estimate = estimate = numbers.shown(estimate)
+        self._part = part = in_sight(estimate)
         self._run = run
         self._code = code
         self._exact = torch.full(tuple(estimate.shape), math.nan)
         super().__init__(
             title=estimate.title,
             names=list(estimate.names),
-            rows=[str(label) for label in estimate.axes[0].labels],
-            columns=[str(label) for label in estimate.axes[1].labels],
+            first=part.first,
+            note=part.note,
+            rows=part.rows,
+            columns=part.columns,
             quantity=estimate.quantity,
-            estimated=numbers.buffer(numbers.plain(estimate.values)[0]),
-            ran=numbers.buffer(self._exact),
+            estimated=numbers.buffer(part.of(numbers.plain(estimate.values)[0])),
+            ran=numbers.buffer(part.of(self._exact)),
         )
 
     @property
@@ -96,14 +104,19 @@ class PatchMap(Widget):
         layers, places = list(layers), list(places)
         if self._code is not None:
             self.code = self._code(layers, places)
+        done = 0
         try:
             for done, layer in enumerate(layers):
                 self.state = {"done": done, "of": len(layers)}
-                found = torch.as_tensor(self._run(layer, places)).detach().float().cpu()
-                self._exact[layer, places] = found.reshape(-1)
-                self.ran = numbers.buffer(self._exact)
-        finally:
-            self.state = {}
+                self._exact[layer, places] = numbers.plain(self._run(layer, places))[0].flatten()
+                self.ran = numbers.buffer(self._part.of(self._exact))
+        except KeyboardInterrupt:
+            self.state = {"stopped": [done, len(layers)]}
+            raise
+        except BaseException as error:
+            self.state = {"trouble": trouble_of(error)}
+            raise
+        self.state = {}
         return self.exact
 
     def text(self) -> str:
@@ -111,19 +124,22 @@ class PatchMap(Widget):
         return repr(self.estimate)
 
     def html(self) -> str:
-        """The estimate as a table of colours without scripts."""
-        return self.estimate._repr_html_()
+        """The estimate, and what was run exactly, as tables of colours without scripts."""
+        exact = "" if self._exact.isnan().all() else self.exact._repr_html_()
+        return self.estimate._repr_html_() + exact
 
     def answer_run(self, given: dict[str, Any]) -> None:
         """Run what was brushed when the kernel's main thread is free."""
-        self.state = {"done": 0, "of": len(given["layers"])}
-        main_thread.call(lambda: self._run_brushed(given["layers"], given["places"]))
-
-    def _run_brushed(self, layers: list[int], places: list[int]) -> None:
-        try:
-            self.run(layers, places)
-        except Exception as error:  # it reaches the view, where it was asked for
-            self.state = {"trouble": f"{type(error).__name__}: {error}"}
+        names = "layers", "places"
+        layers, places = (
+            [start + int(number) for number in given[name]]
+            for start, name in zip(self.first, names, strict=True)
+        )
+        self.state = {"done": 0, "of": len(layers)}
+        main_thread.call(
+            lambda: self.run(layers, places),
+            failed=lambda _: None,  # the state tells it
+        )
 
 
 def patch_map(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from insitu.errors import UsageError
-from insitu.widgets.events import ENDS, Channel, Heard, JobEvent
+from insitu.events import ENDS, Channel, Heard, JobEvent
 
 POLLED_EVERY_S = 0.2
 

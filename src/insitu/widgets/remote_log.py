@@ -13,13 +13,14 @@ from typing import Any
 import traitlets
 
 from insitu.errors import UsageError
+from insitu.events import PHASES, Job, JobEvent
 from insitu.twins.job import job_html, job_text, stamp
 from insitu.widgets import main_thread
 from insitu.widgets.base import Widget
 from insitu.widgets.batches import Batches
-from insitu.widgets.events import PHASES, Job, JobEvent
 from insitu.widgets.job_record import JobRecord, packed
 from insitu.widgets.recording import EventFile
+from insitu.widgets.trouble import trouble_of
 
 SENT_EVERY_S = 0.05
 SENT_MAX = 2_500
@@ -47,6 +48,8 @@ class RemoteLog(Widget):
     front_end = "remote_log"
     state = traitlets.Dict().tag(sync=True)
     """All but the lines: phases, queue, progress, whether it can be cancelled."""
+    _stop: Callable[[], None] | None = None
+    _file: EventFile | None = None
 
     def __init__(
         self,
@@ -110,11 +113,10 @@ class RemoteLog(Widget):
 
     def close(self) -> None:
         """Show nothing more, and close the record; the job runs on."""
-        if "_news" in self.__dict__:
-            if self._stop is not None:
-                self._stop()
-            if self._file is not None:
-                self._file.close()
+        if self._stop is not None:
+            self._stop()
+        if self._file is not None:
+            self._file.close()
         super().close()
 
     # Questions of the view -------------------------------------------------------------------
@@ -202,16 +204,16 @@ def whole(record: JobRecord) -> tuple[dict[str, Any], list[bytes]]:
 def cancel(act: Callable[[], Any], on_main_thread: bool, failed: Callable[[str], None]) -> None:
     """Cancel, here or on the main thread; a failure there is told when it happens."""
 
-    def carefully() -> None:
-        try:
-            act()
-        except Exception as error:
-            failed(f"cancelling failed: {type(error).__name__}: {error}")
+    def failing(error: BaseException) -> None:
+        failed(f"cancelling failed: {trouble_of(error)['what']}")
 
     if on_main_thread:
-        main_thread.call(carefully)
-    else:
-        carefully()
+        main_thread.call(act, failing)
+        return
+    try:
+        act()
+    except Exception as error:
+        failing(error)
 
 
 def not_cancellable(record: JobRecord) -> UsageError:

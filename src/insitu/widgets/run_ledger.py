@@ -7,6 +7,7 @@ view.export("runs.ipynb", [3, 5])
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from insitu.twins.ledger import (
     top_difference,
 )
 from insitu.widgets import main_thread
-from insitu.widgets.base import Widget, _trouble
+from insitu.widgets.base import Widget
+from insitu.widgets.trouble import trouble_of
 
 
 class RunLedger(Widget):
@@ -46,6 +48,8 @@ class RunLedger(Widget):
     rows = traitlets.List().tag(sync=True)
     """A row a run: number, time, model, prompt, edits, moved, likeliest token, seconds."""
     chosen = traitlets.List(traitlets.Int()).tag(sync=True)
+    shown = traitlets.List(traitlets.Int()).tag(sync=True)
+    """The run whose details are below the table, or the two that are compared."""
     busy = traitlets.Int(0).tag(sync=True)
     """The number of the run that is run again; 0 for none."""
     trouble = traitlets.Dict().tag(sync=True)
@@ -66,7 +70,7 @@ class RunLedger(Widget):
         one, other = self._ledger[first], self._ledger[second]
         return {
             "code": code_difference(one.code, other.code),
-            "top": top_difference(one, other),
+            "top": _known(top_difference(one, other)),
             "facts": [
                 [name, _worded(getattr(one, name)), _worded(getattr(other, name))]
                 for name in ("prompt", "model", "seed", "tokens", "moved", "run_s")
@@ -120,7 +124,7 @@ class RunLedger(Widget):
         return {
             "code": entry.code, "prompt": entry.prompt, "edits": list(entry.edits),
             "seed": str(entry.seed), "run_s": entry.run_s, "bare_s": entry.bare_s,
-            "at": entry.at, "top": list(entry.top), "bare_top": list(entry.bare_top),
+            "at": entry.at, "top": _known(entry.top), "bare_top": _known(entry.bare_top),
         }  # fmt: skip
 
     def answer_compare(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -135,16 +139,16 @@ class RunLedger(Widget):
         """Run one again when the kernel's main thread is free."""
         number = self._entry(given["number"]).number
         self.busy, self.trouble = number, {}
-        main_thread.call(lambda: self._run(number, bool(given.get("seeded"))))
+        seeded = bool(given.get("seeded"))
+        main_thread.call(lambda: self._run(number, seeded), self._failed)
 
     def _run(self, number: int, seeded: bool) -> None:
-        try:
-            self.again(number, seeded)
-        except (Exception, KeyboardInterrupt) as error:  # it reaches the view that asked
-            told = error if isinstance(error, Exception) else RuntimeError("it was interrupted")
-            self.trouble = _trouble(told)
-        finally:
-            self.busy = 0
+        self.again(number, seeded)
+        self.busy = 0
+
+    def _failed(self, error: BaseException) -> None:
+        """What was asked for raised: it reaches the view that asked."""
+        self.trouble, self.busy = trouble_of(error), 0
 
     def _entry(self, number: int) -> Entry:
         try:
@@ -157,12 +161,20 @@ class RunLedger(Widget):
             ) from None
 
     def _rows(self) -> list[Any]:
-        return [list(summary(entry)) for entry in reversed(tuple(self._ledger))]
+        return [_known(summary(entry)) for entry in reversed(tuple(self._ledger))]
 
     def _changed(self) -> None:
         self.rows = self._rows()
         known = {row[0] for row in self.rows}
         self.chosen = [number for number in self.chosen if number in known]
+        self.shown = [number for number in self.shown if number in known]
+
+
+def _known(told: Any) -> Any:
+    """The same as lists, with None for NaN and infinities, which a model may well predict."""
+    if isinstance(told, (list, tuple)):
+        return [_known(part) for part in told]
+    return None if isinstance(told, float) and not math.isfinite(told) else told
 
 
 def _worded(fact: Any) -> str:

@@ -1,26 +1,31 @@
-"""A view that is filled by a cell: shown before it ends, heard while it runs, interrupted with it.
+"""A view that is filled by a cell: shown before it ends, heard while it runs, told how it ended.
 
 showing.now(view)                   # it stands in the cell's output from here on
 showing.cell_number()               # which cell is running; None outside IPython
-showing.hear_while_busy(view)       # its messages need not wait for the cell
-with showing.interruptible(): ...   # in work that a view has asked for
+showing.hear_while_busy(view.comm)  # its messages need not wait for the cell
+showing.carry_out(work, tell)       # running, then done, stopped or failed
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from insitu.widgets import main_thread
+from insitu.widgets.trouble import Trouble, trouble_of
+
+Tell = Callable[[str, Trouble | None], None]
+"""Told `running`, and then `done`, `stopped` or `failed`, with what went wrong."""
 
 
-def now(widget: Any) -> None:
-    """Display a widget in the output of the running cell; nothing happens outside IPython."""
-    if main_thread.shell() is not None:
-        from IPython.display import display
+def now(widget: Any) -> Any:
+    """Display a widget in the output of the running cell; nothing happens outside IPython.
 
-        display(widget)
+    Gives the handle of that output.
+    """
+    if main_thread.shell() is None:
+        return None
+    from IPython.display import display
+
+    return display(widget, display_id=True)
 
 
 def cell_number() -> int | None:
@@ -29,24 +34,33 @@ def cell_number() -> int | None:
     return number
 
 
-def hear_while_busy(widget: Any) -> None:
+def hear_while_busy(comm: Any) -> None:
     """Have what a view says delivered on Jupyter's thread for messages, also while a cell runs.
 
     ipykernel 7.4 hands a message to the loop from which the comm published last (`comm/comm.py`,
     `_reply_subshell_for`). For one that a cell fills this is the cell's own, which is busy. Where
     that is forgotten, the page's choice holds: a thread of its own in JupyterLab 4.6.
     """
-    getattr(widget.comm, "__dict__", {}).pop("_reply_subshell_id", None)
+    getattr(comm, "__dict__", {}).pop("_reply_subshell_id", None)
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let the kernel's interrupt end the work inside, which ipykernel allows to cells alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def carry_out(
+    work: Callable[[], Any], tell: Tell, is_stopped: Callable[[], bool] = lambda: False
+) -> None:
+    """Do work that fills a view, and tell its state; an interrupt leaves what came so far.
+
+    Args:
+        work: what it raises is told and raised, but for an interrupt.
+        tell: shows the state.
+        is_stopped: whether it was ended by the view's own button.
+    """
+    tell("running", None)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        work()
+    except KeyboardInterrupt:
+        tell("stopped", None)
+    except BaseException as error:
+        tell("failed", trouble_of(error))
+        raise
+    else:
+        tell("stopped" if is_stopped() else "done", None)

@@ -21,6 +21,8 @@ from insitu.widgets.cache_inspector import extremes
 
 PIXELS = 128
 """Across the picture."""
+TOLD = 2000
+"""Tokens of a text that is told."""
 SHOWN = 5
 """Likeliest tokens told."""
 FIRST = "argument 0"
@@ -112,7 +114,7 @@ class Words:
         """The first row of token ids, as text."""
         if self._tokenizer is None or tensor.dim() != 2 or tensor.dtype is not torch.int64:
             return ""
-        return str(self._tokenizer.decode(tensor[0]))
+        return str(self._tokenizer.decode(tensor[0, -TOLD:]))
 
 
 def edited(value: Tensor, text: str) -> Any:

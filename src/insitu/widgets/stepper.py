@@ -21,8 +21,9 @@ from insitu.engine.stepping import node_of, to_input_of, to_next_of, to_next_ope
 from insitu.errors import PassClosedError, UsageError
 from insitu.twins.stepper import stepper_html, stepper_text
 from insitu.widgets import main_thread, standing, standing_value
-from insitu.widgets.base import Widget, _trouble
+from insitu.widgets.base import Widget
 from insitu.widgets.selection import selection
+from insitu.widgets.trouble import trouble_of
 
 SHARE = 10
 """A run that steps by itself is shown so seldom that it takes a tenth of the time."""
@@ -206,7 +207,7 @@ class Stepper(Widget):
         if name not in _ACTS:
             raise LookupError(f"a stepper does no {name!r}")
         self.busy = name
-        main_thread.call(lambda: self._do(name, further))
+        main_thread.call(lambda: self._do(name, further), self._failed)
         return {"waits": threading.current_thread() is not threading.main_thread()}
 
     def answer_into(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -218,15 +219,13 @@ class Stepper(Widget):
     # Inside ----------------------------------------------------------------------------------
 
     def _do(self, name: str, further: dict[str, Any]) -> None:
-        try:
-            self.trouble = {}
-            _ACTS[name](self, **further)
-        except KeyboardInterrupt:
-            self.trouble = {"what": "it was interrupted.", "why": "", "next": ""}
-        except Exception as error:  # it reaches the view, where it was asked for
-            self.trouble = _trouble(error)
-        finally:
-            self.busy = ""
+        self.trouble = {}
+        _ACTS[name](self, **further)
+        self.busy = ""
+
+    def _failed(self, error: BaseException) -> None:
+        """What was asked for raised: it reaches the view that asked."""
+        self.trouble, self.busy = trouble_of(error), ""
 
     def _act(self, act: Callable[[Run], Any], moves: bool = True) -> None:
         """Do something with the pass, note it as code, and show what comes of it."""
@@ -272,8 +271,9 @@ class Stepper(Widget):
         self._part = min(self._part, len(found) - 1)
         tensor = found[self._part].tensor
         about, picture = standing_value.look(tensor, self._at)
-        tokens = [] if self._pass is None else standing.tokens(self._pass)
-        is_by_token = tensor.dim() == 3 and tensor.shape[1] == len(tokens)
+        may_be_by_token = tensor.dim() == 3 and 0 < tensor.shape[1] <= standing_value.PIXELS
+        tokens = standing.tokens(self._pass) if self._pass and may_be_by_token else []
+        is_by_token = may_be_by_token and tensor.shape[1] == len(tokens)
         is_generated = self._pass is None and self.place["steps"]
         further = {
             "parts": [part.name for part in found], "number": self._part,

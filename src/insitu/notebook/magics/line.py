@@ -26,6 +26,17 @@ class Option:
     """What it does, for who has left its value out."""
     example: str = ""
     choices: tuple[str, ...] = ()
+    may: re.Pattern[str] | None = None
+    """Its value may be left out; the next word is it if it looks like this."""
+    enough: int = 0
+    """Any next word is that value once so many words stand before the option."""
+
+    def takes(self, word: str, before: int) -> bool:
+        """Whether the next word is its value, with so many words before it."""
+        if self.may is None:
+            return True
+        is_free = before >= self.enough and not word.startswith("--")
+        return bool(word) and (is_free or self.may.fullmatch(word) is not None)
 
 
 @dataclass(frozen=True)
@@ -89,16 +100,19 @@ def taken(syntax: Syntax, line: str) -> Taken:
     """
     places: list[tuple[int, int]] = []
     values: dict[str, list[str]] = {}
-    rest = iter(split(line))
-    for start, end in rest:
+    words = split(line)[::-1]
+    while words:
+        start, end = words.pop()
         word = line[start:end]
         if not word.startswith("--"):
             places.append((start, end))
             continue
         name, has_value, value = word.partition("=")
         option = syntax.option(name)
-        if option.value and not has_value:
-            value = line[slice(*next(rest, (0, 0)))]
+        following = line[slice(*words[-1])] if words else ""
+        if option.value and not has_value and option.takes(following, len(places)):
+            value = following
+            words = words[:-1]
         _check(syntax, option, value, has_value=bool(has_value))
         values.setdefault(name, []).append(value)
     return Taken(line, places, values)
@@ -112,6 +126,8 @@ def _check(syntax: Syntax, option: Option, value: str, *, has_value: bool) -> No
                 "it is there or it is not.",
                 f"write {option.name} alone. The line is {syntax.usage}",
             )
+        return
+    if option.may is not None and not value and not has_value:
         return
     if not value or value in syntax.names:
         raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from IPython.core.magic import no_var_expand
 
-from insitu.notebook.magics import cache, jobs, lens, modules, patch, run, sites, source
+from insitu.notebook.magics import cache, jobs, lens, modules, patch, remote, run, sites, source
 from insitu.notebook.magics.line import Syntax
 from insitu.notebook.shown_errors import show_users_lines
 
@@ -24,6 +24,7 @@ SYNTAXES: dict[str, Syntax] = {
     "patch": patch.SYNTAX,
     "attention": lens.ATTENTION,
     "jobs": jobs.SYNTAX,
+    "remote": remote.SYNTAX,
 }
 """By magic, what its line may hold."""
 
@@ -44,6 +45,7 @@ def register(ip: Any) -> Callable[[], None]:
         "patch": patch.patch,
         "attention": lens.attention,
         "jobs": jobs.jobs,
+        "remote": remote.remote,
     }
     for name, act in ours.items():
         ip.register_magic_function(_magic(ip, act, theirs.get(name)), "line", name)

@@ -26,8 +26,8 @@ class Streamed:
         assert isinstance(model, LanguageModel)
         self._is_live = live
         self._model = model
-        self._step = found("generation_runs:_step")
-        self._layers = found("generation_runs:_layers")(model)
+        self._step = found("generation_runs:step_of")
+        self._layers = found("generation_runs:layers_of")(model)
         self._runs = made("generation_runs:Runs", model, prompt, session.operands.tokens, TOP, {})
         self.view = made("generation_view:GenerationView", self._runs.record, self._runs)
         self._branch = self._runs.begin()
@@ -42,7 +42,7 @@ class Streamed:
         if self._is_live:
             self.view.show_now()
         self._branch.state = "running"
-        self.view._tell()
+        self.view.show_branches()
         if self._layers:
             self._cache = tracer.cache(self._layers)
 
@@ -54,8 +54,8 @@ class Streamed:
         except Exception as error:  # a view is a guest of the run
             self._session.capture.heard = self._waiting = None
             self._branch.state = "failed"
-            self._branch.trouble = found("base:_trouble")(error)
-            self.view._tell()
+            self._branch.trouble = found("trouble:trouble_of")(error)
+            self.view.show_branches()
 
     def finish(self, ids: Any, wrote: bool) -> None:
         """The run is over; a cell that wrote cannot be forked, for a fork runs without it."""
@@ -64,7 +64,8 @@ class Streamed:
         if self._branch.state == "running":
             self._branch.state = "done" if ids is not None else "stopped"
         self.view.forks = not wrote
-        self.view._tell()
+        self.view.show_branches()
+        self.view.show_twins()
         self._cache = None
 
     def _streams(self) -> list[torch.Tensor]:
@@ -87,4 +88,4 @@ class Streamed:
         with torch.no_grad():
             step = self._step(self._model, streams, logits, chosen, TOP)
         self._branch.own.append(step)
-        self.view._came(self._branch, number, step)
+        self.view.show_step(self._branch, number, step)

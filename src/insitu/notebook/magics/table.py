@@ -21,6 +21,8 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     note: str = ""
     numbers: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    """Further lines below."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -35,7 +37,7 @@ class Table:
                 for name, cell, width in zip(self.names, row, widths, strict=True)
             ]
             lines.append(("  " + "  ".join(cells)).rstrip())
-        return "\n".join([*lines, *filter(None, (self._more(), self.note))])
+        return "\n".join([*lines, *filter(None, (self._more(), self.note, *self.notes))])
 
     def _repr_html_(self) -> str:
         head = "".join(
@@ -47,7 +49,9 @@ class Table:
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
         said = "".join(
-            f'<p class="soft">{escape(words)}</p>' for words in (self._more(), self.note) if words
+            f'<p class="soft">{escape(words)}</p>'
+            for words in (self._more(), self.note, *self.notes)
+            if words
         )
         title = f'<div class="head"><b>{escape(self.title)}</b></div>'
         return style.page(style.CARD, title + (table if self.rows else "") + said)

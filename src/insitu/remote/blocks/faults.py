@@ -14,6 +14,7 @@ import torch
 from insitu import errors
 from insitu.errors import InsituError, RemoteError
 from insitu.remote.protocol import Fault
+from insitu.remote.wire.places import place_of
 
 _OURS = "insitu."
 _FRAMES = 20
@@ -92,7 +93,7 @@ def _three(text: str) -> tuple[str, str, str]:
 def _at_place(error: BaseException, fault: Fault) -> BaseException:
     """Give an error a traceback that ends at the user's own line."""
     for file, line, function in fault.place:
-        error.add_note(f"on the server, in {function}: {file}, line {line}")
+        error.add_note(f"on the server, in {function}: {place_of(file, line)}")
     if not fault.place:
         return error
     file, line, function = fault.place[-1]

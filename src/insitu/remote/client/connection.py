@@ -83,7 +83,7 @@ class Answer:
         try:
             return bytes(self._response.raw.read1(most, decode_content=False) or b"")
         except _BROKEN as error:
-            raise unreachable(self.url, error) from error
+            raise unreachable(self.url, error) from _shown(error)
 
     def body(self, most: int, within_s: float = READ_S) -> bytes:
         """All of it.
@@ -197,7 +197,7 @@ class Connection:
                 allow_redirects=False, timeout=(CONNECT_S, read_s),
             )  # fmt: skip
         except _BROKEN as error:
-            raise unreachable(self.url, error) from error
+            raise unreachable(self.url, error) from _shown(error)
         answer = Answer(response, self.url)
         if 200 <= answer.status < 300 and not answer.header("Content-Encoding"):
             return answer
@@ -264,6 +264,11 @@ def unreachable(url: str, error: BaseException) -> ServerUnreachableError:
         else "is it running (`insitu serve demo` starts one), and is its address right "
         "(CONFIG.API.HOST, or remote=URL)?",
     )
+
+
+def _shown(error: BaseException) -> BaseException | None:
+    """The HTTP libraries' own errors, four deep, are for those who debug this package."""
+    return error if CONFIG.APP.DEBUG else None
 
 
 def _innermost(error: BaseException) -> str:

@@ -51,7 +51,10 @@ def fetch(
     """
     if result.payload is not None:
         return _unpacked(_Checked(io.BytesIO(result.payload), result), job)
-    with _Bar(result.size_bytes, is_shown=bar) as show, Download(connection, job, result) as arriving:
+    with (
+        _Bar(result.size_bytes, is_shown=bar) as show,
+        Download(connection, job, result) as arriving,
+    ):
 
         def tell(done: int) -> None:
             show(done)

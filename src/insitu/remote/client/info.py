@@ -58,8 +58,11 @@ class Status(_Shown):
     def __repr__(self) -> str:
         return str(self)
 
-    def _table(self) -> Table:
-        rows = [
+    columns = ("model", "state", "kind", "size", "jobs")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Its models, as a table shows them."""
+        return [
             (
                 words.one_line(model.get("name"), 80),
                 words.one_line(model.get("state"), 20),
@@ -69,6 +72,9 @@ class Status(_Shown):
             )
             for model in self.models
         ]
+
+    def _table(self) -> Table:
+        rows = self.rows()
         facts = [
             f"{name} {words.one_line(self.info[name], 40)}"
             for name in ("insitu", "python", "trust", "waiting")
@@ -76,8 +82,7 @@ class Status(_Shown):
         ]
         mine = f"you have {len(self.jobs)} there that are not over" if self.jobs else ""
         note = ", ".join([*facts, *filter(None, [mine])])
-        names = ("model", "state", "kind", "size", "jobs")
-        return Table(f"{self.url}: {len(rows)} models", names, rows, note)
+        return Table(f"{self.url}: {len(rows)} models", self.columns, rows, note)
 
 
 @dataclass(frozen=True, repr=False)

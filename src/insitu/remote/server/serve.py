@@ -50,12 +50,15 @@ class Stop:
         (self.at_once if self.asked.is_set() else self.asked).set()
 
 
-def run(options: argparse.Namespace, workers: Workers | None = None) -> int:
+def run(
+    options: argparse.Namespace, workers: Workers | None = None, limits: Limits | None = None
+) -> int:
     """Serve until told to stop; the exit status.
 
     Args:
         options: as `insitu.remote.server.options` reads them.
         workers: where jobs run, instead of processes on this machine.
+        limits: other ones than the usual.
 
     Raises:
         ServerError: the port or the folder is taken, or trust and keys do not fit.
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace, workers: Workers | None = None) -> int:
         keys = Keys(base / "keys.sqlite")
         held.callback(keys.close)
         door = _door(options, keys, host)
-        limits = Limits()
+        limits = limits or Limits()
         if not door.locked:  # one user: the queue is theirs
             limits = replace(limits, queue_per_user=limits.queue)
         workers = workers or _pool(options, folder.path)
