@@ -26,7 +26,6 @@ test: $(VENV)/dev $(BUNDLE)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not network"
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -W default notebooks
 	@if [ -d $(ACCEPTANCE) ]; then \
-	  ACCEPTANCE_XFAIL=tests/acceptance_xfail.txt \
 	  $(BIN)/python -m pytest -W default --rootdir=$(ACCEPTANCE) -p no:cacheprovider -q $(ACCEPTANCE); \
 	fi
 
@@ -50,7 +49,7 @@ check: $(VENV)/dev $(BUNDLE)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/size.py --check
 	$(BIN)/python tools/operations.py --check
-	$(BIN)/python tools/families.py --check
+	$(BIN)/python tools/family_matrix.py --check
 	$(NPM) run check --silent
 
 fix: $(VENV)/dev
@@ -62,7 +61,7 @@ size: $(VENV)/dev
 
 # Families of models x features, as tests; written down in docs/families.md.
 families: $(VENV)/dev
-	$(BIN)/python tools/families.py
+	$(BIN)/python tools/family_matrix.py
 
 # The figure of each method in docs/methods.md, drawn by its program there in Debian's chromium.
 # `make figures FIGURES="logit_lens steering"` for some of them.

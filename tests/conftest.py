@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import signal
 import weakref
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -126,6 +127,7 @@ def assert_nothing_is_left(roots, unparked_before):
 def left_nothing(monkeypatch):
     """After every test: no hook, no forward, no greenlet but the parked ones, modes as before."""
     roots, unparked_before = weakref.WeakSet(), unparked()
+    interrupted_by = signal.getsignal(signal.SIGINT)
     wrap = NNsight.__init__
 
     def note(self, module, **further):
@@ -136,8 +138,10 @@ def left_nothing(monkeypatch):
     yield
     try:
         assert_nothing_is_left(roots, unparked_before)
+        assert signal.getsignal(signal.SIGINT) is interrupted_by
         if next(ended) % SETTLED_EVERY == 0:
             settle()
     finally:  # one test's failure is not the next one's
         running.active.set(None)
         running.opened.clear()
+        signal.signal(signal.SIGINT, interrupted_by)

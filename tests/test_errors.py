@@ -13,6 +13,7 @@ from insitu import LanguageModel, NNsight, errors
 from insitu.models import memory
 from insitu.remote.client import connection, job, refusals, told, words
 from insitu.remote.protocol import Fault
+from insitu.remote.wire import container
 
 # Bad input --------------------------------------------------------------------------------------
 
@@ -269,6 +270,21 @@ def trigger_job_timeout(model, x, llm):
 
 def trigger_remote(model, x, llm):
     ended("ERROR", Fault("lab.OddError", "no."))
+
+
+def trigger_function_whitelist(model, x, llm):
+    with llm.trace("Hello", remote="local"):
+        open("a file")
+
+
+def trigger_not_sendable(model, x, llm):
+    thing = object()
+    with llm.trace("Hello", remote="local"):
+        llm.lm_head.output = thing
+
+
+def trigger_wire(model, x, llm):
+    container.unpack(b"no container")
 
 
 def trigger_unknown_setting(model, x, llm):

@@ -55,8 +55,8 @@ INSTEAD = (
     ),
     Instead(r"(?m)^nnsight\.local\(\)#$", "", "the heading that follows"),
     Instead(
-        r"(llama|model)\.model\.layers\[(-1|31|1)\]\.output(\[0\])?",
-        lambda it: f"{it[1]}.transformer.h[{it[2].replace('31', '5')}].output",
+        r"(llama|model)\.model\.layers\[(-1|1|20|31|40)\]\.output(\[0\])?",
+        lambda it: f"{it[1]}.transformer.h[{min(int(it[2]), 5)}].output",
         "the demo model's names; in transformers 5 a block returns a tensor, in 4 a tuple",
     ),
     Instead(

@@ -20,6 +20,8 @@ import zipfile
 import pytest
 from fake_trace import SOURCE, CaptureError, Names, Skip, Trace, capture, find_body, now, per_code
 
+from insitu.engine.capture import parsing
+
 HERE = pathlib.Path(__file__).parent
 PYENV = pathlib.Path("/root/.pyenv/versions")
 VERSIONS = ("3.12.1", "3.13.0")
@@ -752,3 +754,17 @@ def test_nothing_but_the_standard_library_is_imported():
     outside = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
     assert outside == {"fake_trace", "insitu"}
     assert SOURCE.name == "insitu"
+
+
+def test_texts_are_parsed_by_several_threads_at_once(monkeypatch):
+    told, parse = [], ast.parse
+
+    def parse_beside_another(*given):
+        told.append(given)
+        if len(told) < 3:
+            raise SystemError("AST constructor recursion depth mismatch (before=57, after=24)")
+        return parse(*given)
+
+    monkeypatch.setattr(ast, "parse", parse_beside_another)
+    assert ast.dump(parsing.parse("a = 1")) == ast.dump(parse("a = 1"))
+    assert len(told) == 3

@@ -1,6 +1,6 @@
 """Families x features: every family of models gives what plain hooks give, feature by feature.
 
-`python tools/families.py` runs this file and writes docs/families.md, a column per entry of
+`python tools/family_matrix.py` runs this file and writes docs/families.md, a column per entry of
 FEATURES in tests/families.py.
 """
 

@@ -206,7 +206,7 @@ def test_nobody_there_is_told_at_once(connection):
         began = time.monotonic()
         with Connection(url) as nobody, pytest.raises(ConnectionError) as caught:
             send(nobody)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # it would be tried again for five seconds
     assert caught.value.what == f"the server at {url} does not answer."
     assert "refused" in caught.value.why
     assert "insitu serve demo" in caught.value.next
@@ -368,7 +368,7 @@ def quiet(monkeypatch):
     class Silent:
         n = 0
 
-        def __init__(self, total):
+        def __init__(self, total, *, is_shown):
             pass
 
         def __enter__(self):

@@ -34,7 +34,7 @@ def test_each_call_of_a_generation_is_there(llm):
         torch.zeros(0, 4),
         torch.tensor([True, False]),
         torch.tensor([1 + 1j, 3 - 4j]),
-        torch.randn(4, 5, dtype=torch.bfloat16),
+        torch.linspace(-3, 3, 20).reshape(4, 5).to(torch.bfloat16),
         torch.tensor([math.nan, math.inf, 1.0]),
         torch.arange(5),
     ],

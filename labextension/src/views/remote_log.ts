@@ -47,7 +47,7 @@ const SHEET = `
 .insitu-remote_log .phases [aria-current] .sign{color:var(--blue)}.insitu-remote_log .phases .failed .sign{color:var(--orange)}
 .insitu-remote_log .gauge{display:flex;gap:10px;align-items:center;margin:0 0 6px}
 .insitu-remote_log progress{width:180px;accent-color:var(--blue)}
-.insitu-remote_log .scroll{height:320px}
+.insitu-remote_log .scroll{height:auto;min-height:140px;max-height:320px}
 .insitu-remote_log .row{display:flex;gap:8px;white-space:nowrap;padding:0 8px;cursor:default;border-left:3px solid transparent;line-height:20px}
 .insitu-remote_log .row:hover{background:var(--tint)}.insitu-remote_log .row[aria-selected=true]{background:var(--tint);border-left-color:var(--blue)}
 .insitu-remote_log .at{flex:none;width:9ch;text-align:right}.insitu-remote_log .sign{flex:none;width:12px;text-align:center}

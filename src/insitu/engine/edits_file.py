@@ -28,6 +28,7 @@ from torch import Tensor
 from insitu.engine.cache.file import write_tensors
 from insitu.engine.capture.bodies import body_of_text, text_of
 from insitu.engine.capture.needs import needed
+from insitu.engine.capture.parsing import parse
 from insitu.engine.capture.scope import Body, Names
 from insitu.engine.edits import Edit
 from insitu.engine.edits_values import Missing, Packing, Unpacking
@@ -146,7 +147,7 @@ def _edit(root: Any, unpacking: Unpacking, name: str, written: dict[str, Any]) -
     text, place = str(written["text"]), (str(written["file"]), int(written["line"]))
     values = {key: unpacking.value(packed) for key, packed in written["names"].items()}
     body = body_of_text(text, _unused(name), sum(map(_flag, written["futures"])))
-    _check_places(ast.parse(text), values, body)
+    _check_places(parse(text), values, body)
     _show(text, body)
     return Edit(root, body, Names.standing_alone(body, values), place)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+from insitu.engine.capture.parsing import parse
 from insitu.engine.local import MARK
 from insitu.errors import FunctionWhitelistError
 from insitu.remote.wire.origins import is_sent, top
@@ -62,7 +63,7 @@ def check(block: str | ast.AST, names: Mapping[str, Any], *, where: _Where | Non
     Raises:
         FunctionWhitelistError: the first that it names.
     """
-    tree = ast.parse(block) if isinstance(block, str) else block
+    tree = parse(block) if isinstance(block, str) else block
     told = where or "line {}".format
     own = set(_stored(tree))
     given = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
@@ -238,11 +239,12 @@ def _is_below(name: str, path: str) -> bool:
 
 def _refused_name(value: Any) -> str | None:
     """What a value is called in REFUSED, under whatever name it goes here."""
+    behind = getattr(value, "__wrapped__", value)  # a notebook's `open` is one of IPython's
     for package, name in _refused():
         found: Any = sys.modules.get(package)
         for part in name.split("."):
             found = vars(found).get(part) if hasattr(found, "__dict__") else None
-        if found is not None and found is value:
+        if found is not None and (found is value or found is behind):
             return name if package == "builtins" else f"{package}.{name}"
     return None
 

@@ -53,11 +53,12 @@ class JobRecord:
         """Take in what the job says."""
         if not math.isfinite(event.time):
             event = replace(event, time=time.time())
+        when = round(event.time, 3)  # once, so that differences are those of what is shown
         with self._lock:
             if event.kind == "log":
-                self._add(event.text, event.tags, event.time)
+                self._add(event.text, event.tags, when)
             elif event.kind == "status":
-                self._begin(event)
+                self._begin(event, when)
             elif event.kind == "queue":
                 done, of = _known(event.done), _known(event.of)
                 self._queue = None if done is None else (done, of)
@@ -67,13 +68,13 @@ class JobRecord:
                 while len(self._progress) > _PROGRESS_MAX:
                     del self._progress[next(iter(self._progress))]
 
-    def _begin(self, event: JobEvent) -> None:
+    def _begin(self, event: JobEvent, when: float) -> None:
         phase = event.phase.upper()
         tags = ("status", *(("error",) if phase in ENDS[1:] else ()), *event.tags)
-        self._add(f"{phase}: {event.text}" if event.text else phase, tags, event.time)
+        self._add(f"{phase}: {event.text}" if event.text else phase, tags, when)
         if self._phases and self._phases[-1][0] == phase:
             return  # said again
-        self._phases.append((phase, event.time, event.text.partition("\n")[0][:LINE_MAX]))
+        self._phases.append((phase, when, event.text.partition("\n")[0][:LINE_MAX]))
         del self._phases[:-_PHASES_MAX]
         if phase != "QUEUED":
             self._queue = None

@@ -24,6 +24,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from insitu.engine.capture import bytecode as capture_bytecode
+from insitu.engine.capture.parsing import parse
 from insitu.engine.capture.per_code import facts, known
 from insitu.engine.capture.rewrite import Place, check, standing_alone
 from insitu.engine.capture.scope import VALUE, Body, body_of
@@ -99,7 +100,7 @@ def body_of_text(text: str, name: str, futures: int = 0) -> Body:
         SyntaxError: this Python cannot read it.
     """
     lines = text.splitlines(keepends=True)
-    statements = ast.parse(text, name).body or [ast.Pass(lineno=1, col_offset=0)]
+    statements = parse(text, name).body or [ast.Pass(lineno=1, col_offset=0)]
     module = ast.Module(_without_docstring(statements), [])
     code = compile(module, name, "exec", futures, dont_inherit=True)
     code = code.replace(co_name="edit", co_qualname="edit")
@@ -158,7 +159,7 @@ def text_of(body: Body) -> str:
         return ""
     module: ast.Module = facts(body.code).tree.root
     statements = module.body[1:] if body.target == VALUE else module.body
-    written = _without_docstring(ast.parse(body.text).body)
+    written = _without_docstring(parse(body.text).body)
     if [ast.dump(one) for one in written] == [ast.dump(one) for one in statements]:
         return body.text
     return ast.unparse(ast.Module(statements, [])) + "\n"

@@ -26,6 +26,8 @@ from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
+from insitu.engine.capture.parsing import parse
+
 Span = tuple[int | None, int | None, int | None, int | None]
 """First line, last line, first column, last column."""
 
@@ -138,7 +140,7 @@ def _parsed(text: str) -> Tree | None:
     with warnings.catch_warnings():  # they were given when the code was compiled first
         warnings.simplefilter("ignore")
         try:
-            return Tree(ast.parse(text), list(io.StringIO(text, newline=None)))
+            return Tree(parse(text), list(io.StringIO(text, newline=None)))
         except (SyntaxError, ValueError):
             return None
 

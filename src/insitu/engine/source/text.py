@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
+from insitu.engine.capture.parsing import parse
 from insitu.errors import SourceError
 
 Tree = ast.FunctionDef | ast.AsyncFunctionDef
@@ -143,10 +144,10 @@ def _tree(text: Sequence[str], first: int) -> ast.stmt:
     if text[0][:1].isspace():
         if first == 1:
             raise SyntaxError
-        within = ast.parse(above[1:] + "if 1:\n" + "".join(text)).body[0]
+        within = parse(above[1:] + "if 1:\n" + "".join(text)).body[0]
         assert isinstance(within, ast.If)
         return within.body[0]
-    return ast.parse(above + "".join(text)).body[0]
+    return parse(above + "".join(text)).body[0]
 
 
 def _block(lines: Sequence[str], code: CodeType) -> Sequence[str]:

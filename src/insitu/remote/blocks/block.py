@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import insitu
+from insitu.engine.capture.parsing import parse
 from insitu.errors import WireError
 from insitu.remote.protocol import VERSION
 from insitu.remote.wire.bounds import refusal
@@ -97,7 +98,7 @@ def sent(block: Block, root: Any, model: str, python: str) -> tuple[dict[str, An
 
 
 def _text_sent(text: Text, encoder: Encoder, code: Code) -> dict[str, Any]:
-    tree = ast.parse(text.text)
+    tree = parse(text.text)
     code.take_imports(encoder, tree)
     used: dict[str, int] = {}
     for node in ast.walk(tree):

@@ -15,9 +15,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import CodeType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from insitu.engine.capture.bodies import program
+from insitu.engine.capture.parsing import parse
 from insitu.engine.save import keeping
 from insitu.models import elsewhere
 from insitu.remote.blocks.block import Block, Text, received
@@ -131,7 +132,8 @@ def _program(block: Block) -> tuple[CodeType, str]:
     if block.kind == "session":
         call = _call("session")
     else:
-        call = ast.parse(f"{MODEL}.{block.kind}(*{ARGS}, **{SETTINGS})", mode="eval").body
+        text = f"{MODEL}.{block.kind}(*{ARGS}, **{SETTINGS})"
+        call = cast(ast.Expr, parse(text).body[0]).value
     if block.body is not None:
         return _with(call, block.body)
     given = ast.Assign([ast.Name(RETURNED, ast.Store())], call)
@@ -147,7 +149,7 @@ def _call(method: str, **settings: bool) -> ast.expr:
 def _with(call: ast.expr, text: Text) -> tuple[CodeType, str]:
     lines = ["\n"] * (text.line - 1) + text.text.splitlines(keepends=True)
     file = text.file
-    body = ast.parse("".join(lines), file).body or [ast.Pass()]
+    body = parse("".join(lines), file).body or [ast.Pass()]
     target = None if text.target is None else ast.Name(text.target, ast.Store())
     around = ast.With([ast.withitem(call, target)], body)
     for node in ast.walk(call):

@@ -19,6 +19,7 @@ from typing import Any
 
 from insitu.engine.capture.bodies import cut_out, text_of, tree_of
 from insitu.engine.capture.needs import needed
+from insitu.engine.capture.parsing import parse
 from insitu.engine.capture.scope import VALUE, Body
 from insitu.engine.local import local
 from insitu.engine.wrapped import WrappedModule
@@ -285,7 +286,7 @@ def _text(
         rows[begin + 1 : end + 1] = ["\n"] * (end - begin)
     text = "".join(rows)
     try:
-        same = ast.dump(ast.parse(text)) == ast.dump(_plain(changed))
+        same = ast.dump(parse(text)) == ast.dump(_plain(changed))
     except SyntaxError:
         same = False
     return text if same else ast.unparse(changed) + "\n"

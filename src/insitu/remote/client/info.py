@@ -212,10 +212,7 @@ def taken_up(remote: Remote = True, most: int = 20) -> list[RemoteJob]:
     """One's own jobs on a server as jobs that can be watched, the newest first."""
     server = Connection.of(remote)
     rows = [row for row in server.rows("/v1/jobs", "jobs") if words.is_id(row.get("id"))]
-    return [
-        RemoteJob(server, row["id"], title=words.one_line(row.get("model") or "", 80)).start()
-        for row in rows[:most]
-    ]
+    return [RemoteJob(server, row["id"], title=_title(row)).start() for row in rows[:most]]
 
 
 def job(id: str, remote: Remote = True) -> RemoteJob:
@@ -268,6 +265,11 @@ def _size(count: Any) -> str:
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 2**60:
         return ""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    """A job of a list: its model, and when it was sent."""
+    return ", ".join(filter(None, (words.one_line(row.get("model") or "", 80), _when(row)[11:])))
 
 
 def _when(row: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def _check_size(connection: Connection, size_bytes: int) -> None:
 
 def _is_nobody_there(error: ServerUnreachableError) -> bool:
     """Whether no connection came about at all: then nothing is gained by waiting."""
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__  # it is the cause while debugging alone
     return isinstance(cause, requests.ConnectTimeout) or (
         isinstance(cause, requests.ConnectionError) and "NewConnectionError" in repr(cause)
     )

@@ -8,7 +8,6 @@ Everything that can be refused is refused before anything is sent: a name the se
 value that cannot travel, a `local()` part that stands where it cannot be cut out.
 """
 
-import ast
 import sys
 from functools import partial
 from io import BytesIO
@@ -16,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from insitu.engine.capture.bodies import Names, Skip, find_body
+from insitu.engine.capture.parsing import parse
 from insitu.engine.capture.skip import without_skip
 from insitu.engine.save import mount
 from insitu.engine.trace import is_entered
@@ -116,7 +116,7 @@ class RemoteTracer:
         values = names.given()
         taken = take_apart(body, values)
         file = frame.f_code.co_filename
-        tree = ast.parse("\n" * (taken.line - 1) + taken.text)
+        tree = parse("\n" * (taken.line - 1) + taken.text)
         allowed.check(tree, values, where=partial(place_of, file))
         given = {name: values[name] for name in sorted(taken.needs)}
         futures = _futures(frame)

@@ -294,7 +294,10 @@ class Desk:
         if job.waiting is None or job.waiting.number != number:
             raise not_waiting(number)
         job.waiting = None  # a second answer is one too many
-        await self.workers.answer(job.id, number, payload)
+        try:
+            await self.workers.answer(job.id, number, payload)
+        except ValueError:  # it has ended there, and will be told of here
+            raise not_waiting(number) from None
 
     def _wake(self, jobs: set[str]) -> None:
         for id in jobs:

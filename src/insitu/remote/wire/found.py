@@ -20,6 +20,8 @@ from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
+from insitu.engine.capture.parsing import parse
+
 _FUTURES = 0
 for _name in __future__.all_feature_names:
     _FUTURES |= getattr(__future__, _name).compiler_flag
@@ -128,7 +130,7 @@ def _parsed(text: str) -> ast.Module | None:
     with warnings.catch_warnings():  # they were given when it was compiled first
         warnings.simplefilter("ignore")
         try:
-            return ast.parse(text)
+            return parse(text)
         except (SyntaxError, ValueError):
             return None
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+from insitu.engine.capture.parsing import parse
 from insitu.remote.wire.bounds import refusal
 from insitu.remote.wire.modules import absolute
 
@@ -36,7 +37,7 @@ def compiled(piece: Mapping[str, Any]) -> CodeType:
     text, line = str(piece["text"]), int(piece["line"])
     inside = text[:1].isspace()  # of something: as it is, under an `if` of its own
     before = "\n" * max(line - 2, 0) + "if 1:\n" if inside else "\n" * (line - 1)
-    statement: Any = ast.parse(before + text, str(piece["file"])).body[0]
+    statement: Any = parse(before + text, str(piece["file"])).body[0]
     node: Any = statement.body[0] if isinstance(statement, ast.If) else statement
     if piece["kind"] == "function":
         _bare(node.value if isinstance(node, ast.Expr) else node)

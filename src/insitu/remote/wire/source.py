@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from insitu.engine.capture.parsing import parse
 from insitu.engine.local import MARK
 from insitu.remote import allowed
 from insitu.remote.wire.found import Found, text_of_class, text_of_function, within
@@ -126,7 +127,7 @@ class Code:
             return  # no module but a name in one, or a package without a file of its own
         text, is_package = module_text(file)
         self._modules[name] = {"text": text, "file": file, "package": is_package}
-        for other in imports_of(ast.parse(text), name, is_package):
+        for other in imports_of(parse(text), name, is_package):
             self._module_named(encoder, other)
 
     # By its text ---------------------------------------------------------------------------------

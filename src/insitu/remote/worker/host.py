@@ -47,6 +47,8 @@ class Host:
         self.bytes = 0
         self.died = False
         """It was ready, and is gone without having been told to."""
+        self.was_killed = False
+        """It ended while it opened the model, without having said why."""
         self._about: dict[str, Any] = {}
         self._folder = folder
         self._changed = changed
@@ -100,7 +102,7 @@ class Host:
             )
         ours.setblocking(False)
         self._control = ours
-        self.state, self.fault, self.died = "loading", None, False
+        self.state, self.fault, self.died, self.was_killed = "loading", None, False, False
         self._stopping = False
         self._gone.clear()
         loop = asyncio.get_running_loop()
@@ -209,6 +211,7 @@ class Host:
         if self.state == "loading":
             why = "its process ended while it opened the model; the server's log may say more."
             self.fault = Fault("RuntimeError", f"{self.settings.spec.name} cannot be loaded: {why}")
+            self.was_killed = not self._stopping
         self.died = self.state == "ready" and not self._stopping
         self.state = "failed" if self.fault else "absent"
         self._answer(False)

@@ -157,6 +157,7 @@ def live(birth: socket.socket, setup: Setup, *, warm: bool) -> NoReturn:
         _become_a_process_of_its_own(birth.fileno(), *setup.kept)
         if warm:
             setup.warm()
+            _seed()  # 500 pages that are copied now, not when the task has come
         given = frames.receive_control(birth, 3)
         if given is None:  # the model process has no use for it any more
             code = 0

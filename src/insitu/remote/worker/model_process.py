@@ -9,6 +9,7 @@ its files, which go straight on to a job process. Forking GPT-2's size of proces
 its first pass 15 ms more than a later one, so that some job processes are kept ready.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -296,7 +297,8 @@ def main(control: socket.socket) -> None:
 
 def _run() -> NoReturn:
     control = socket.socket(fileno=int(sys.argv[1]))
-    main(control)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server was killed
+        main(control)
     os._exit(0)  # nothing here needs torch's slow goodbye
 
 

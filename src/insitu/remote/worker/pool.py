@@ -147,13 +147,15 @@ class Pool:
 
     async def _begin(self, host: Host, job: Running) -> Ended | None:
         """Load the model and submit the job; an end where that cannot be."""
-        for _ in range(2):  # a process that has just died is started once more
+        for attempt in range(2):  # a process that has just died is started once more
             loading = self._soon(self._load(host))
             either: set[asyncio.Future[Any]] = {loading, job.over}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if job.over.done():
                 return None
             if not loading.result():
+                if host.was_killed and attempt == 0:
+                    continue
                 fault = host.fault or Fault(
                     "RuntimeError", "the model's process cannot be started."
                 )

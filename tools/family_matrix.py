@@ -1,7 +1,7 @@
 """Families x features: runs the matrix of tests and writes it down as docs/families.md.
 
-python tools/families.py            # a minute; exit 1 if anything fails, which the table then shows
-python tools/families.py --check    # only whether the table lists what the tests do; at once
+python tools/family_matrix.py            # a minute; exit 1 if anything fails, which the table then shows
+python tools/family_matrix.py --check    # only whether the table lists what the tests do; at once
 """
 
 import argparse
