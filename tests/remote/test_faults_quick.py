@@ -1,4 +1,4 @@
-"""Faults that a server of the demo model survives, end to end: real jobs in the jail. The quick ones.
+"""Faults that a server of the demo model survives: real jobs in the jail. The quick ones.
 
 The table of all 25 is in docs/server.md; those that take longer are in `test_faults_slow.py`.
 """
@@ -14,7 +14,7 @@ import torch
 import zstandard
 
 import insitu
-from insitu import LanguageModel, RemoteError
+from insitu import LanguageModel
 from insitu.remote.client import tracer as client
 from insitu.remote.protocol import Limits
 from insitu.remote.wire import container
@@ -104,7 +104,7 @@ def test_what_would_harm_is_refused_though_a_client_sends_it(demo, remote, monke
         found = next(it for it in every if it.__name__ == "_wrap_close").__init__.__globals__
         os = found["sys"].modules["os"]
         try:
-            __builtins__["eval"](text, {"os": os, "torch": torch})
+            os.sys.modules["builtins"].eval(text, {"os": os, "torch": torch})
         except BaseException as error:
             outcome = type(error).__name__.save()
         else:
@@ -133,7 +133,7 @@ def test_a_bomb_in_a_request_is_a_sentence(demo, remote, http):
         body += b"".join(packer.compress(zeros) for _ in range(1024)) + packer.flush()
         answer = http.post(f"{http.url}/v1/jobs", data=b"INSITU\x01" + body)
         if answer.status_code == 202:
-            with pytest.raises(RemoteError):
+            with pytest.raises(insitu.WireError):
                 insitu.job(answer.json()["id"], remote=remote).result(timeout_s=60)
         else:
             three_lines(answer, 400)

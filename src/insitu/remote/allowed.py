@@ -9,6 +9,7 @@ that a job runs in, see docs/protocol.md.
 import ast
 import builtins
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
@@ -239,7 +240,7 @@ def _is_below(name: str, path: str) -> bool:
 
 def _refused_name(value: Any) -> str | None:
     """What a value is called in REFUSED, under whatever name it goes here."""
-    behind = getattr(value, "__wrapped__", value)  # a notebook's `open` is one of IPython's
+    behind = inspect.getattr_static(value, "__wrapped__", value)  # a notebook's `open` is IPython's
     for package, name in _refused():
         found: Any = sys.modules.get(package)
         for part in name.split("."):
