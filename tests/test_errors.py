@@ -274,7 +274,7 @@ def trigger_remote(model, x, llm):
 
 def trigger_function_whitelist(model, x, llm):
     with llm.trace("Hello", remote="local"):
-        open("a file")
+        exec("a file")
 
 
 def trigger_not_sendable(model, x, llm):

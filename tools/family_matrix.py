@@ -1,6 +1,6 @@
 """Families x features: runs the matrix of tests and writes it down as docs/families.md.
 
-python tools/family_matrix.py            # a minute; exit 1 if anything fails, which the table then shows
+python tools/family_matrix.py            # a minute; exit 1 if anything fails
 python tools/family_matrix.py --check    # only whether the table lists what the tests do; at once
 """
 

@@ -8,6 +8,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
 import demo_server
+
 from insitu import CONFIG
 
 

@@ -70,8 +70,8 @@ def test_a_job_with_local_parts_need_not_block(far, remote):
         seen.append((token, threading.get_ident()))
 
     with far.generate(PROMPT, max_new_tokens=3, remote=remote, blocking=False) as tracer:
-        tokens = list().save()
-        for step in tracer.iter[:]:
+        tokens = [].save()
+        for _ in tracer.iter[:]:
             token = far.lm_head.output[0, -1].argmax().item()
             tokens.append(token)
             with insitu.local():
@@ -95,7 +95,7 @@ def test_an_error_in_a_local_part_ends_the_job(far, remote):
         pass
 
     with pytest.raises(Mine):
-        with far.trace(PROMPT, remote=remote) as tracer:
+        with far.trace(PROMPT, remote=remote):
             h = far.transformer.h[1].output
             with insitu.local():
                 raise Mine(h)
@@ -106,7 +106,7 @@ def test_a_model_that_the_server_has_not_is_refused(llm, remote):
     llm.__dict__["_opened_as"] = "nobody/has-this"
     with pytest.raises(insitu.ServerRefusedError, match="nobody/has-this") as error:
         with llm.trace(PROMPT, remote=remote):
-            h = llm.lm_head.output.save()
+            llm.lm_head.output.save()
     assert "demo" in str(error.value)
 
 
@@ -114,4 +114,4 @@ def test_a_wrapper_of_a_bare_module_has_no_name(net, x, remote):
     model = insitu.NNsight(net)
     with pytest.raises(UsageError, match="no name that a server"):
         with model.trace(x, remote=remote):
-            h = model.layer1.output.save()
+            model.layer1.output.save()

@@ -47,6 +47,14 @@ def test_a_question_that_cannot_be_answered_comes_back_as_trouble(name):
     assert "answers no 'nonsense'" in trouble_with(WIDGETS[name](), "nonsense")["what"]
 
 
+def test_a_view_selects_what_it_names_and_its_old_news_of_the_rest_is_left():
+    view = WIDGETS["lens_grid"]()
+    insitu.selection.head = 2  # which the page has not heard of when a step is clicked there
+    view.selection = {"step": 1, "head": None, "named": ["step"]}
+    assert (insitu.selection.step, insitu.selection.head) == (1, 2)
+    assert view.selection == insitu.selection.as_dict()
+
+
 def test_views_share_one_selection_with_python():
     first, second = WIDGETS["lens_grid"](), WIDGETS["attention_view"]()
     first.selection = {"layer": 2, "token": 1}

@@ -6,6 +6,8 @@ export interface Selection {
   layer?: number | null;
   head?: number | null;
   step?: number | null;
+  /** What this view has chosen itself, until Python has heard of it: the rest may be old news. */
+  named?: string[];
 }
 
 export function selection(model: Model): Selection {
@@ -14,8 +16,8 @@ export function selection(model: Model): Selection {
 
 /** Select something; what is not named stays. */
 export function select(model: Model, further: Selection): void {
-  model.set("selection", { ...selection(model), ...further });
+  const now = selection(model);
+  const named = [...new Set([...(now.named ?? []), ...Object.keys(further)])];
+  model.set("selection", { ...now, ...further, named });
   model.save_changes();
 }
-
-/** Hear what is selected: now, where something is, and whenever it changes. */

@@ -41,10 +41,14 @@ def link(widget: Any) -> None:
     """Keep a widget's selection and the shared one equal, until the widget is closed."""
 
     def outwards(change: Any) -> None:
-        given = {name: change["new"].get(name) for name in NAMES}
+        new = change["new"]
+        named = new.get("named", NAMES)  # of the rest a page may not have heard the latest
+        given = {name: new.get(name) for name in NAMES if name in named}
         with selection.hold_trait_notifications():
             for name, value in given.items():
                 setattr(selection, name, value if isinstance(value, int) else None)
+        if widget.selection != selection.as_dict():
+            widget.selection = selection.as_dict()
 
     def inwards(_: Any) -> None:
         if widget.comm is None:  # closed
