@@ -10,7 +10,7 @@ WORKERS ?= 2
 BUNDLE := src/insitu/widgets/bundles/module_tree.js
 NODE := labextension/node_modules/.package-lock.json
 
-.PHONY: demo lab test browser test-all coverage check fix families figures bench budgets gallery size picture widgets clean
+.PHONY: demo lab test browser test-all coverage check fix families figures bench bench-remote soak budgets gallery size picture widgets clean
 
 # Run the main job on the demo model: print what it found, write demo.html.
 demo: $(VENV)/lab
@@ -73,6 +73,17 @@ figures: $(VENV)/dev
 BENCH ?= --json build/benchmarks.json
 bench: .venv-bench/done
 	.venv-bench/bin/python -m benchmarks.run $(BENCH)
+
+# What a block costs on a server of this machine, with the bounds of the design beside it.
+# `make bench-remote REMOTE="jobs values --quick"` for some of it.
+REMOTE ?= --markdown docs/benchmarks.md
+bench-remote: $(VENV)/dev
+	$(BIN)/python -m benchmarks.remote $(REMOTE)
+
+# A server that is hurt without a pause, and what came of its jobs; the report is printed.
+MINUTES ?= 30
+soak: $(VENV)/dev
+	$(BIN)/python tools/soak.py --minutes $(MINUTES)
 
 # Every budget of the widgets and notebooks beside what is measured; in docs/widgets.md too.
 budgets: $(VENV)/dev $(BUNDLE)

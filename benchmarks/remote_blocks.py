@@ -39,6 +39,7 @@ def exchanged(model: Any, remote: Any, times: int) -> None:
         values = torch.randn(LOCAL_BYTES // 4)
         first = values[0].item().save()
         for _ in range(times):
+            values = values * 1  # another tensor, which has to go down
             with insitu.local():
                 values = mine(values)
         last = values[0].item().save()
@@ -47,7 +48,7 @@ def exchanged(model: Any, remote: Any, times: int) -> None:
 
 
 def big(model: Any, remote: Any, ended: Callable[[], None]) -> None:
-    """A large result of random numbers, which nothing compresses; `ended` when it can be fetched."""
+    """A large result of random numbers; `ended` is called when it can be fetched."""
     with model.trace(PROMPT, remote=remote, blocking=False) as tracer:
         values = torch.rand(BIG_BYTES // 4).save()  # noqa: F841
     job = tracer.job

@@ -4,7 +4,9 @@ import gc
 import itertools
 import os
 import signal
+import sys
 import weakref
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,6 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from insitu import DiffusionModel, LanguageModel, NNsight
 from insitu.engine import checkpoints, running, switch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
 SETTLED_EVERY = 20
 ended = itertools.count(1)
@@ -90,6 +94,14 @@ def pipe():
 @pytest.fixture
 def sd(pipe):
     return DiffusionModel(pipe)
+
+
+@pytest.fixture(scope="session")
+def team_server():
+    """A server of the demo model, whose blocks run in a jail: its address and a key."""
+    import demo_server
+
+    return demo_server.shared()
 
 
 def settle():

@@ -3,14 +3,10 @@
 import re
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
-
 import reference_cells
+import torch
 import walkthrough
 
 import insitu

@@ -3,14 +3,17 @@
 with demo_server() as (url, key):
     ...
 demo_server(trust="self")
+url, key = shared()                     # one for this whole process
 """
 
+import atexit
 import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,6 +43,14 @@ def demo_server(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@cache
+def shared() -> tuple[str, str]:
+    """The address and a key of a server that is stopped when this process ends."""
+    kept = ExitStack()
+    atexit.register(kept.close)
+    return kept.enter_context(demo_server())
 
 
 def _ready(process: subprocess.Popen[bytes], told: Path) -> str:

@@ -11,23 +11,21 @@ the table has to go.
 """
 
 import argparse
-import atexit
 import io
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from demo_server import demo_server
+import demo_server
 from IPython.core.interactiveshell import InteractiveShell
 from reference_cells import CUTS, Cell, cells
 from traitlets.config import Config
@@ -178,17 +176,6 @@ ASIDES = (
     ),
 )
 
-# The server --------------------------------------------------------------------------------------
-
-
-@cache
-def server() -> tuple[str, str]:
-    """The address of a server, and a key; it is stopped when this process ends."""
-    kept = ExitStack()
-    atexit.register(kept.close)
-    return kept.enter_context(demo_server())
-
-
 # Running -----------------------------------------------------------------------------------------
 
 
@@ -205,7 +192,7 @@ class Result:
 
 def run(document: str) -> list[Result]:
     """Run all cells of a document, in order; `remote=True` is a server of the demo model here."""
-    url, key = server()
+    url, key = demo_server.shared()
     with a_shell() as shell:
         insitu.CONFIG.API.HOST, insitu.CONFIG.API.KEY = url, key
         attempt(shell, GIVEN[document])

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from widget_pages import look, open_cells
+from widget_pages import assert_told, look, open_cells
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +89,7 @@ def opened(labs):
     notebook = open_cells(lab, CELLS.values())
     for name, choice in CHOICES.items():
         view_of(notebook, name).locator(choice).first.click()
+    assert_told(notebook, "[insitu.selection.head, insitu.selection.step]", [2, 1])
     notebook.python("insitu.selection.layer, insitu.selection.token = 2, 3")
     notebook.page.mouse.move(0, 0)
     yield lab, notebook

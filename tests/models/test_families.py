@@ -488,7 +488,7 @@ def test_experts_that_run_one_by_one_are_operations():
 
 
 def test_the_document_lists_these_families_and_features():
-    place = Path(__file__).parents[2] / "tools" / "families.py"
+    place = Path(__file__).parents[2] / "tools" / "family_matrix.py"
     spec = importlib.util.spec_from_file_location("tools_families", place)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)

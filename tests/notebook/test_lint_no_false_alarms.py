@@ -1,15 +1,11 @@
 """No finding in any tutorial nor in the reference documents, but where a cell is meant to fail."""
 
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-
 import reference_cells
+import torch
 import walkthrough
 
 import insitu

@@ -1,7 +1,6 @@
 """Cells on a real server: what comes back, what is shown, and what is refused before it is sent."""
 
 import re
-import sys
 import threading
 import time
 from pathlib import Path
@@ -24,19 +23,9 @@ from insitu.notebook.request import parse
 from insitu.remote.client.job import RemoteJob
 from insitu.twins.ledger import ledger
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-
-from demo_server import demo_server
-
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "'The Eiffel Tower is in the city of'"
 AWAY = f"%%trace model {PROMPT} --remote"
-
-
-@pytest.fixture(scope="session")
-def served():
-    with demo_server() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +34,9 @@ def demo():
 
 
 @pytest.fixture
-def there(cell, served, demo, monkeypatch):
+def there(cell, team_server, demo, monkeypatch):
     """Runs cells of a notebook whose server is a real one: `there(code)` gives a `Shown`."""
-    url, key = served
+    url, key = team_server
     monkeypatch.delenv("INSITU_API_KEY", raising=False)
     cell.names["model"] = demo
     with CONFIG.API.override(HOST=url, KEY=key):
@@ -322,8 +311,8 @@ def test_a_job_is_cancelled_from_another_thread_while_its_cell_waits(there):
     assert time.monotonic() - began < 15
 
 
-def test_the_server_is_set_and_shown(there, served):
-    url, key = served
+def test_the_server_is_set_and_shown(there, team_server):
+    url, key = team_server
     with CONFIG.API.override(HOST=None, KEY=None):
         there.names.update(url=url, key=key)
         shown = there("%remote url key")
@@ -339,11 +328,11 @@ def test_the_server_is_set_and_shown(there, served):
         assert key == CONFIG.API.KEY
 
 
-def test_the_programs_of_the_page_run(there, served):
+def test_the_programs_of_the_page_run(there, team_server):
     page = (ROOT / "docs" / "remote.md").read_text()
     programs = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(programs) > 12
-    url, key = served
+    url, key = team_server
     there.names.update(url=url, key=key)
     for program in programs:
         shown = there(program)
