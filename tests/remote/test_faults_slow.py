@@ -13,9 +13,6 @@ import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT), str(ROOT / "tools")]
-
 import pytest
 import requests
 import soak_jobs
@@ -23,12 +20,12 @@ import torch
 from soak_server import LIMITS, Place
 
 import insitu
-from benchmarks.remote_blocks import damaged
 from insitu import CONFIG, JobLostError, JobTimeoutError, LanguageModel
 from insitu.remote.client import tracer as client
 from insitu.remote.client.connection import Connection
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 JOBS = 1_000
 PROMPT = "The Eiffel Tower is in the city of"
 
@@ -178,6 +175,9 @@ def test_bombs_of_processes_and_threads_make_nothing(demo, place, ada, monkeypat
 
 def test_damaged_requests_are_answered_with_a_sentence_by_what_runs_them_too(demo, ada):
     """Fault 12, with real workers."""
+    sys.path.append(str(ROOT))
+    from benchmarks.remote_blocks import damaged
+
     answers, phases, bad = damaged(demo, ada, 300)
     assert bad == 0
     assert set(answers) <= {202, 400, 404}
@@ -302,7 +302,7 @@ def spoil(model, remote, n):
         torch.Tensor.__add__ = None
         torch.use_deterministic_algorithms(True)
         insitu.spoiled = True
-        CONFIG.APP.REMOTE_LOGGING = None
+        CONFIG.APP.REMOTE_LOGGING = False
     assert done == n
 
 
@@ -317,15 +317,16 @@ def look(model, remote):
         said = [
             str(torch.get_default_dtype()), hasattr(insitu, "spoiled"),
             len(model.transformer.h[0]._module._forward_hooks),
-            torch.are_deterministic_algorithms_enabled(), torch.softmax is None,
+            torch.are_deterministic_algorithms_enabled(), torch.softmax is None, CONFIG.APP.REMOTE_LOGGING,
         ].save()  # fmt: skip
     return [hidden, logits, drawn, added, weight], said
 
 
 def test_a_soak_of_a_minute_loses_and_leaks_nothing(tmp_path, capsys):
     """`make soak` for half an hour, here for a minute; in a process of its own, for its forks."""
+    words = ["--minutes", "1", "--folder", str(tmp_path / "soak")]
     ran = subprocess.run(
-        [sys.executable, ROOT / "tools/soak.py", "--minutes", "1", "--folder", str(tmp_path / "soak")],
+        [sys.executable, ROOT / "tools/soak.py", *words],
         capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     with capsys.disabled():

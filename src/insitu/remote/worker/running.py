@@ -150,9 +150,10 @@ class Running:
             await sending
 
     async def _send(self, head: bytes, payload: bytes) -> None:
-        assert self._end is not None
-        await self._loop.sock_sendall(self._end, head)
-        await self._loop.sock_sendall(self._end, payload)
+        for part in (head, payload):
+            if self._end is None:  # the job has ended meanwhile
+                return
+            await self._loop.sock_sendall(self._end, part)
 
     # Its clocks ----------------------------------------------------------------------------------
 
