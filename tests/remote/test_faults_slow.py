@@ -291,6 +291,7 @@ def test_a_thousand_alternating_jobs_of_two_users_have_nothing_of_each_other(dem
 def spoil(model, remote, n):
     """Changes all that a block can reach."""
     with model.trace(PROMPT, remote=remote):
+        model.lm_head.output  # everything has run; this job itself may end well
         done = (n + 0).save()
         model.transformer.h[n % 6].mlp.c_fc.weight.data.mul_(0)
         model.lm_head.weight.data[:] = n
@@ -317,7 +318,8 @@ def look(model, remote):
         said = [
             str(torch.get_default_dtype()), hasattr(insitu, "spoiled"),
             len(model.transformer.h[0]._module._forward_hooks),
-            torch.are_deterministic_algorithms_enabled(), torch.softmax is None, CONFIG.APP.REMOTE_LOGGING,
+            torch.are_deterministic_algorithms_enabled(), torch.softmax is None,
+            CONFIG.APP.REMOTE_LOGGING,
         ].save()  # fmt: skip
     return [hidden, logits, drawn, added, weight], said
 

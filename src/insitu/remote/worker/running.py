@@ -20,6 +20,7 @@ from insitu.remote.worker import messages
 from insitu.remote.worker.frames import Frame, FrameError, Inbox, packed
 
 _PIECE = 1 << 20
+_BUFFER = 1 << 21
 _LINGER_S = 1.0
 """So long a process may take to end after it has said that its job is over."""
 _SLACK = 1_000
@@ -71,6 +72,8 @@ class Running:
             raise
         self._close()  # where the process that it was opened for before has died
         self._end, theirs = socket.socketpair()
+        for end in (self._end, theirs):  # fewer turns for a large local() part, where allowed
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         self._end.setblocking(False)
         self._loop.add_reader(self._end.fileno(), self._read)
         self._run_clock()
