@@ -87,8 +87,13 @@ def run(
 
 def _served(server: Server, listener: socket.socket, drain_s: float) -> int:
     uvloop: Any = importlib.import_module("uvloop") if find_spec("uvloop") else asyncio
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(server, listener, drain_s))
+    before = {it: signal.getsignal(it) for it in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(server, listener, drain_s))
+    finally:
+        for it, handler in before.items():
+            signal.signal(it, handler)
 
 
 async def _serve(server: Server, listener: socket.socket, drain_s: float) -> int:
