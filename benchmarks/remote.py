@@ -74,11 +74,11 @@ class Bench:
         """So many, or a few."""
         return max(4, many // 8) if self.quick else many
 
-    def users(self, count: int) -> list[Connection]:
-        """Connections of so many users, each with a key of their own."""
+    def users(self, *names: str) -> list[Connection]:
+        """A connection for each user, with a key of their own."""
         keys = Keys(self.data / "keys.sqlite")
         try:
-            return [Connection(self.url, keys.add(f"u{n}")) for n in range(count)]
+            return [Connection(self.url, keys.add(name)) for name in names]
         finally:
             keys.close()
 
@@ -184,7 +184,7 @@ def values(bench: Bench) -> Iterator[Figure]:
 def clients(bench: Bench) -> Iterator[Figure]:
     """Fifty users with twenty jobs each, at once."""
     number, each = (10, 5) if bench.quick else (CLIENTS, JOBS)
-    users = bench.users(number)
+    users = bench.users(*(f"user{n}" for n in range(number)))
     right = traced(bench.model, None)
     took: list[list[float]] = [[] for _ in users]
     wrong: list[int] = []
@@ -217,7 +217,7 @@ def clients(bench: Bench) -> Iterator[Figure]:
 
 def fairness(bench: Bench) -> Iterator[Figure]:
     """One user floods; how long does the other wait? And how soon is a refusal answered?"""
-    flood, polite = bench.users(2)
+    flood, polite = bench.users("flood", "polite")
     alone = [seconds(lambda: busy(bench.model, polite, BUSY_S)) for _ in range(bench.rounds(16))]
     over, refusals = threading.Event(), []
     body = packed(bench.model, BUSY_S)

@@ -3,6 +3,7 @@ import sample from "../samples/generation_view.json";
 import { Generation, type Lane, type Measure, type Step, windowed } from "../src/views/generation_data";
 import { generationView, type Asks } from "../src/views/generation_view";
 import { Refused } from "../src/kit/requests";
+import { FakeModel } from "./fake_model";
 
 const soon = () => new Promise((done) => setTimeout(done, 40));
 
@@ -13,6 +14,8 @@ async function shown(further: Partial<Asks> = {}, lanes = sample.lanes as Lane[]
   const view = generationView(el, {
     select: (step, layer) => did.push(["select", step, layer]),
     focus: (branch) => did.push(["focus", branch]),
+    measure: (number) => did.push(["measure", number]),
+    draft: (draft, isTyping) => did.push(["draft", draft, isTyping]),
     fork: (fork) => (did.push(["fork", fork]), Promise.resolve()),
     stop: () => (did.push(["stop"]), Promise.resolve()),
     steps: (branch, first) => Promise.resolve({ steps: (sample.steps[branch] as unknown as Step[]).slice(first, first + 2), more: first + 2 < sample.steps[branch]!.length }),
@@ -127,7 +130,7 @@ test("of a generation of a million steps the first are fetched, and it says so",
   let asked = 0;
   const step = { token: "a", id: null, chance: null, entropy: null, top: [], texts: [], values: [], forced: false };
   const view = generationView(el, {
-    select: () => undefined, focus: () => undefined, fork: () => Promise.resolve(), stop: () => Promise.resolve(),
+    select: () => undefined, focus: () => undefined, measure: () => undefined, draft: () => undefined, fork: () => Promise.resolve(), stop: () => Promise.resolve(),
     steps: () => (asked++, Promise.resolve({ steps: Array.from({ length: 2000 }, () => step), more: true })),
   });
   view.lanes([{ number: 0, parent: null, start: 0, why: "main", state: "done", trouble: null }]);
@@ -135,4 +138,38 @@ test("of a generation of a million steps the first are fetched, and it says so",
   expect(asked).toBe(10);
   expect(el.textContent).toContain("the first 20,000 steps are here");
   expect(el.querySelectorAll("td").length).toBeLessThan(100);
+});
+
+test("a view that is built anew has the measure and what was typed of a fork", async () => {
+  const { default: widget } = await import("../src/widgets/generation_view");
+  const model = new FakeModel(
+    { title: "", prompt: [], layers: sample.layers, measures: [...sample.measures, { quantity: "distance", unit: "nats", limits: null }], lanes: sample.lanes, forks: true, focus: 0, latest: {}, selection: {}, measure: 0, draft: {} },
+    (name, given) => (name === "steps" ? { steps: sample.steps[given.branch as number]!.slice(given.first as number), more: false } : name === "fork" ? { branch: 2 } : undefined),
+  );
+  const opened = (): { el: HTMLElement; end: () => void; edit: HTMLInputElement; choice: HTMLSelectElement } => {
+    const el = document.createElement("div");
+    document.body.replaceChildren(el);
+    const end = widget.render({ model, el });
+    return { el, end, edit: el.querySelector("[name=edit]")!, choice: el.querySelector("select")! };
+  };
+  const first = opened();
+  await soon();
+  first.choice.selectedIndex = 1;
+  first.choice.dispatchEvent(new Event("change"));
+  first.edit.value = "model.h[0] =";
+  first.edit.dispatchEvent(new Event("input", { bubbles: true }));
+  expect(model.isSaved).toBe(false); // half a word is kept in the page
+  first.end();
+  const second = opened();
+  await soon();
+  expect([second.choice.selectedIndex, second.edit.value]).toEqual([1, "model.h[0] ="]);
+  second.edit.dispatchEvent(new Event("change", { bubbles: true }));
+  expect(model.isSaved).toBe(true);
+  second.el.querySelector("form")!.dispatchEvent(new Event("submit", { cancelable: true }));
+  await soon();
+  expect([second.edit.value, model.state.draft]).toEqual(["", {}]); // it has been asked for
+  model.set("measure", 0);
+  expect(second.choice.selectedIndex).toBe(0);
+  second.end();
+  expect(model.listeners).toBe(0);
 });

@@ -58,7 +58,12 @@ test("the shared selection is shown at once too: a page that was reloaded stands
 });
 
 test("what a view expects and does not get is said to be the kernel's silence, until it speaks", async () => {
-  const { el, model } = opened(({ expects, follow }) => (expects(() => true), follow({ news: () => undefined })));
+  let put: Opened["put"] = () => undefined;
+  const { el, model } = opened((given) => {
+    given.expects(() => true);
+    given.follow({ news: () => undefined });
+    put = given.put;
+  });
   await vi.advanceTimersByTimeAsync(14_000);
   expect(el.querySelector("[role=alert]")).toBeNull();
   await vi.advanceTimersByTimeAsync(16_000);
@@ -66,6 +71,8 @@ test("what a view expects and does not get is said to be the kernel's silence, u
   expect(el.textContent).toContain("what it told");
   await vi.advanceTimersByTimeAsync(600_000);
   expect(model.sent.length).toBeLessThan(60); // it goes on asking, now and then
+  put("news", 0); // what the view itself changes is no word of the kernel
+  expect(el.querySelector("[role=alert]")).not.toBeNull();
   model.set("news", 1);
   expect(el.querySelector("[role=alert]")).toBeNull();
 });
@@ -142,7 +149,7 @@ test("a ledger opens with what was compared", async () => {
 test("a generation opens with all its steps, at the one that was selected", async () => {
   const steps = ["a", "b", "c"].map((token) => ({ token, id: null, chance: 0.5, entropy: 1, top: [], texts: [], values: [], forced: false }));
   const lanes = [{ number: 0, parent: null, start: 0, why: "main", state: "done", trouble: null }];
-  const model = new FakeModel({ title: "x", prompt: [], layers: [], measures: [], forks: false, lanes, focus: 0, latest: {}, selection: { step: 1 } }, () => ({ steps, more: false }));
+  const model = new FakeModel({ title: "x", prompt: [], layers: [], measures: [], forks: false, lanes, focus: 0, latest: {}, measure: 0, draft: {}, selection: { step: 1 } }, () => ({ steps, more: false }));
   const { el } = placed(generation, model);
   await settle();
   expect(el.querySelector('td[aria-selected="true"]')?.textContent).toBe("b");

@@ -262,6 +262,12 @@ def test_an_operation_is_found_in_the_source_and_read_in_a_block(notebook):
     view.get_by_role("button", name="attention_interface_0", exact=True).click()
     assert_told(notebook, "browser.selected", "attention_interface_0")
     pictures(notebook, SOURCE, "source_browser")
+    rows = list(csv.reader(io.StringIO(saved(notebook, view, "CSV", "source.csv"))))
+    names = told(notebook, "dir(model.transformer.h[0].attn.source)")
+    assert sorted(row[1] for row in rows[1:]) == sorted(names)
+    assert "  # attention_interface_0\n" in saved(notebook, view, "TXT", "source.txt")
+    assert "attention_interface_0</tspan>" in saved(notebook, view, "SVG", "source.svg")
+    assert is_picture(saved(notebook, view, "PNG", "source.png"))
     view.get_by_role("button", name="Go into it").click()
     inner = view.get_by_role(
         "button", name=re.compile("^scaled_dot_product_attention_0$|^torch_nn")

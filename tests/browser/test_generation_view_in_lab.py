@@ -37,11 +37,18 @@ def test_a_generation_fills_is_stopped_and_forks(lab):
     view.locator(".lanes .token").nth(5).wait_for()
     assert "generating" in view.inner_text()  # the cell is still running
     assert view.count() == 1
+    measure, token_typed = view.locator("select"), view.locator("[name=token]")
+    measure.select_option(index=1)
+    token_typed.fill(" half a wor")
     view.get_by_role("button", name="Stop").click()
     notebook.wait_idle()
     view.get_by_text("stopped: what came so far is kept").wait_for()
     look(notebook, 1)
     assert page.locator(".insitu-generation_view").count() == 1  # its last line shows no second
+    assert eventually(notebook, token_typed.input_value, " half a wor") == " half a wor"
+    assert measure.evaluate("it => it.selectedIndex") == 1  # though the view was built anew
+    assert eventually(notebook, lambda: told(notebook, "view.measure"), 1) == 1
+    token_typed.fill("")
     count = int(notebook.python("print(len(view.branches[0].own))"))
     assert 6 <= count < 80
     tokens = view.locator(".lanes tbody tr").first.locator(".token")

@@ -1,7 +1,10 @@
 """The tree of modules in a real JupyterLab: walked, searched, and its effect on Python."""
 
+import csv
+import io
+
 import pytest
-from widget_pages import assert_prints, open_cells, pictures
+from widget_pages import assert_prints, eventually, open_cells, pictures, saved, told
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +51,14 @@ def test_the_tree_marks_what_runs_do_while_they_run(lab):
     sign.wait_for()  # h.2, folded or not
     assert sign.inner_text() == "●"
     assert view.get_by_label("inside: ran, read", exact=True).count() == 0  # h.0 is unfolded
-    assert view.get_by_text("→ float32[1, ").count() > 3  # shapes have been learned
+    shapes = view.get_by_text("→ float32[1, ")  # are told when the pass is over, marks before
+    assert eventually(notebook, lambda: shapes.count() > 3, True)
     pictures(notebook, 0, "module_tree_marks")
+    rows = list(csv.reader(io.StringIO(saved(notebook, view, "CSV", "modules.csv"))))
+    names = told(notebook, "[name for name, _ in model._module.named_modules()]")
+    assert [row[0] for row in rows[1:]] == names
+    assert {row[0]: row[4] for row in rows}["transformer.h.2"] == "ran read written"
+    assert "● " in saved(notebook, view, "SVG", "modules.svg")
 
     notebook.page.evaluate(
         f"""code => {{

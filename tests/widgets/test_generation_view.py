@@ -291,6 +291,15 @@ def test_the_sample_is_what_python_sends():
     assert json.loads(file.read_text()) == json.loads(json.dumps(sent))
 
 
+def test_the_measure_and_what_is_typed_of_a_fork_stay_when_the_cells_output_is_written_anew(llm):
+    view = watch_generation(llm, PROMPT, max_new_tokens=2)
+    typed = {"measure": 1, "draft": {"token": " king", "edit": "model.layers[0]"}}
+    view.set_state(typed)  # as the page says it
+    view.fork(1, edit="model.layers[2].mlp_out[:] = 0")
+    view.show_twins()
+    assert {name: view.get_state()[name] for name in typed} == typed
+
+
 def test_a_view_that_opens_late_is_told_all_steps_in_parts():
     view = GenerationView.of([str(n) for n in range(4500)])
     first, told = 0, []

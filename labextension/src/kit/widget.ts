@@ -49,13 +49,18 @@ export function widget(open: (opened: Opened) => View): { render(place: Place): 
     render({ model, el }) {
       const endings = new Endings();
       const requests = new Requests(model, endings);
-      let [isWaiting, spoke] = [() => false, () => undefined as void];
-      const heard = (event: string, tell: (...given: never[]) => void): void => endings.hear(model, event, (...given) => (spoke(), tell(...given)));
+      let [isWaiting, spoke, isOwn] = [() => false, () => undefined as void, false];
+      const heard = (event: string, tell: (...given: never[]) => void): void => endings.hear(model, event, (...given) => (isOwn || spoke(), tell(...given)));
       const view = open({
         el, model, endings,
         get: <T>(name: string) => model.get(name) as T,
         put(name, value) {
-          model.set(name, value);
+          isOwn = true; // what the view itself changes is no word of the kernel
+          try {
+            model.set(name, value);
+          } finally {
+            isOwn = false;
+          }
           model.save_changes();
         },
         ask: async <T>(name: string, given?: Record<string, unknown>) => (await requests.ask(name, given)).value as T,

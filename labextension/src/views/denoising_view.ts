@@ -84,7 +84,7 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
   /** The large picture on a canvas, to be saved. */
   function whole_(): HTMLCanvasElement {
     const image = whole.querySelector("img");
-    const canvas = h("canvas", { width: image?.naturalWidth || 1, height: image?.naturalHeight || 1 });
+    const canvas = h("canvas", { width: image?.naturalWidth || 0, height: image?.naturalHeight || 0 });
     if (image) canvas.getContext("2d")?.drawImage(image, 0, 0);
     return canvas;
   }

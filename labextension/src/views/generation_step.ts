@@ -13,6 +13,17 @@ export interface Fork {
   edit?: string;
 }
 
+/** What is typed of a fork that was not asked for yet. */
+export interface Draft {
+  token?: string;
+  edit?: string;
+}
+
+interface Asks {
+  fork(fork: Fork): Promise<unknown>;
+  draft(draft: Draft, isTyping: boolean): void;
+}
+
 export interface Shown {
   branch: number;
   name: string;
@@ -47,7 +58,7 @@ export class StepPanel {
   private at = { branch: 0, step: 0 };
 
   constructor(
-    private readonly fork: (fork: Fork) => Promise<unknown>,
+    private readonly asks: Asks,
     endings: Endings,
   ) {
     this.element.append(this.sides, this.form, this.news);
@@ -57,8 +68,20 @@ export class StepPanel {
       if (!token && !edit.trim()) replace(this.news, h("span", { class: "soft" }, "Type a token or an edit, or click one of the likely tokens."));
       else void this.ask({ ...this.at, ...(token && { token }), ...(edit.trim() && { edit }) });
     });
+    endings.listen(this.form, "input", () => asks.draft(this.draft, true));
+    endings.listen(this.form, "change", () => asks.draft(this.draft, false));
     // Jupyter's own shortcuts must not take what is typed here.
     endings.listen(this.form, "keydown", (event) => event.stopPropagation());
+  }
+
+  private get draft(): Draft {
+    const [token, edit] = [this.token.value, this.edit.value];
+    return { ...(token && { token }), ...(edit && { edit }) };
+  }
+
+  write({ token = "", edit = "" }: Draft): void {
+    if (this.token.value !== token) this.token.value = token; // setting it moves the caret
+    if (this.edit.value !== edit) this.edit.value = edit;
   }
 
   show(at: { branch: number; step: number }, shown: Shown[], forks: boolean): void {
@@ -93,9 +116,10 @@ export class StepPanel {
     replace(this.news, h("span", { class: "soft" }, "asking the kernel …"));
     const late = setTimeout(() => replace(this.news, h("div", { class: "trouble" }, "The kernel has not answered: it is busy without a thread for views, or it is gone.")), PATIENCE_MS);
     try {
-      await this.fork(fork);
+      await this.asks.fork(fork);
       replace(this.news);
-      this.token.value = this.edit.value = "";
+      this.write({});
+      this.asks.draft({}, false);
     } catch (error) {
       replace(this.news, trouble(error));
     } finally {

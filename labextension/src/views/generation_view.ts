@@ -8,7 +8,7 @@ import { compact, tableBehind } from "../kit/table";
 import { entropyChart } from "./generation_chart";
 import { Generation, type Lane, type Measure, type Step, windowed } from "./generation_data";
 import { Lanes, LANES_SHEET } from "./generation_lanes";
-import { type Fork, STEP_SHEET, StepPanel } from "./generation_step";
+import { type Draft, type Fork, STEP_SHEET, StepPanel } from "./generation_step";
 
 export interface About {
   title: string;
@@ -21,6 +21,10 @@ export interface About {
 export interface Asks {
   select(step: number, layer?: number): void;
   focus(branch: number): void;
+  /** What is shown of the layers, by its number; a view that is built anew begins there. */
+  measure(number: number): void;
+  /** What stands in the fork's form, while it is typed and when it is left. */
+  draft(draft: Draft, isTyping: boolean): void;
   fork(fork: Fork): Promise<unknown>;
   stop(): Promise<unknown>;
   /** A branch's own steps from one on, for those that were missed. */
@@ -32,6 +36,8 @@ export interface GenerationViewer {
   lanes(lanes: Lane[]): void;
   step(branch: number, number: number, step: Step): void;
   focus(branch: number): void;
+  measure(number: number): void;
+  draft(draft: Draft): void;
   mark(step: number | null): void;
   end(): void;
 }
@@ -74,20 +80,14 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
   const where = h("div", { class: "soft" });
   const panes = [0, 1].map((side) => pane(side));
   const pairs = h("div", { class: "pair maps" }, ...panes.map(({ element }) => element));
-  const panel = new StepPanel(asks.fork, endings);
+  const panel = new StepPanel(asks, endings);
   const behind = tableBehind("Steps of the branches", ["branch", "step", "token", "probability", "entropy", "likeliest"], rows);
   let wanted: number | null = null; // a step that was selected before it was here
   let stepAt = (_: number): number => 0;
 
   const bar = h("div", { class: "bar" }, title, state, stop, h("span", { class: "grow" }), choice,
-    exporting({ name: "generation", canvas: () => panes[0]!.map.canvas, svg: () => picture(), rows: () => [["branch", "step", "token", "probability", "entropy", "likeliest"], ...rows()] }));
+    exporting({ name: "generation", canvas: () => (about.layers.length ? panes[0]!.map.canvas : null), svg: () => chart.querySelector("svg"), rows: () => [["branch", "step", "token", "probability", "entropy", "likeliest"], ...rows()] }));
   view.append(bar, prompt, troubles, lanes.element, chart, where, scrub, pairs, panel.element, behind);
-
-  function picture(): SVGSVGElement {
-    const drawn = (chart.querySelector("svg") as SVGSVGElement).cloneNode(true) as SVGSVGElement;
-    drawn.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-    return drawn;
-  }
 
   function pane(side: number) {
     const heading = h("h4");
@@ -226,6 +226,7 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
 
   endings.listen(choice, "change", () => {
     measure = choice.selectedIndex;
+    asks.measure(measure);
     draw();
   });
   endings.listen(range, "input", () => picked(Number(range.value)));
@@ -249,6 +250,7 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
       prompt.textContent = text.length > PROMPT_MAX ? `…${text.slice(-PROMPT_MAX)}` : text;
       prompt.classList.toggle("hidden", !text);
       replace(choice, ...about.measures.map(({ quantity }) => h("option", {}, quantity)));
+      choice.selectedIndex = measure;
       choice.classList.toggle("hidden", about.measures.length < 2 || !about.layers.length);
       later();
     },
@@ -273,6 +275,12 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
       tellState();
       later();
     },
+    measure(number) {
+      if (number === measure || !about.measures[number]) return;
+      choice.selectedIndex = measure = number;
+      later();
+    },
+    draft: (draft) => panel.write(draft),
     mark: marked,
     end: () => endings.run(),
   };

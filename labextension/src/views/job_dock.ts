@@ -1,5 +1,6 @@
 /** Several jobs as a list with their phases, and beside it the log of the one that is chosen. */
 import { h, replace, visible } from "../kit/dom";
+import { exporting } from "../kit/export";
 import { Endings } from "../kit/host";
 import { root } from "../kit/sheet";
 import { compact } from "../kit/table";
@@ -42,9 +43,18 @@ export function jobDock(el: HTMLElement, asks: Asks): JobDockView {
   const clear = h("button", { type: "button", title: "Take the jobs that have ended out of the list", click: () => void asks.clear().catch(() => undefined) }, "Clear ended");
   const list = h("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Jobs" });
   const place = h("div");
-  view.append(h("div", { class: "bar" }, count, clear), h("div", { class: "halves" }, list, place));
+  view.append(h("div", { class: "bar" }, count, clear, h("span", { class: "grow" }), exporting({ name: "jobs", rows: table })), h("div", { class: "halves" }, list, place));
   const log = remoteLog(place, asks);
   endings.add(() => log.end());
+
+  function table(): (string | number)[][] {
+    const line = (job: JobState): (string | number)[] => {
+      const [phase, began] = job.phases[job.phases.length - 1] ?? ["", ""];
+      const last = job.progress[job.progress.length - 1];
+      return [job.job, job.title, phase, job.phases[0]?.[1] ?? "", began, last?.[1] ?? "", last?.[2] ?? ""];
+    };
+    return [["job", "title", "phase", "began", "phase_began", "done", "of"], ...jobs.map(line)];
+  }
 
   function draw(): void {
     const running = jobs.filter((job) => !job.over).length;

@@ -1,6 +1,8 @@
 /** A model's modules as a tree: search, sizes, shapes, and what the last run did where. */
 import { h, replace } from "../kit/dom";
+import { exporting } from "../kit/export";
 import { Endings } from "../kit/host";
+import { type Line, linesPicture, ORANGE, SOFT } from "../kit/lines_picture";
 import { Rows } from "../kit/rows";
 import { root, speaker } from "../kit/sheet";
 import { compact, short } from "../kit/table";
@@ -87,11 +89,11 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   const title = h("b");
   const search = h("input", { type: "search", placeholder: "Search modules", "aria-label": "Search modules by path or class" });
   const count = h("span", { class: "soft" });
-  const legend = h("span", { class: "soft grow hidden", style: "text-align:right" }, ...SIGNS.slice(0, 3).flatMap(([name, sign, words]) => [h("span", { class: `mark ${name}`, "aria-hidden": "true" }, sign), ` ${words}  `]));
+  const legend = h("span", { class: "soft hidden", style: "white-space:nowrap" }, ...SIGNS.slice(0, 3).flatMap(([name, sign, words]) => [h("span", { class: `mark ${name}`, "aria-hidden": "true" }, sign), ` ${words}  `]));
   const place = h("button", { type: "button", class: "hidden", title: "Show where the pass stands", click: () => reveal(standing) });
   const about = h("div", { class: "about", "aria-live": "polite" });
   const rows = new Rows(HEIGHT, draw, endings, { role: "tree", tabindex: "0", "aria-label": "Modules" });
-  view.append(h("div", { class: "bar" }, title, search, count, legend, place), h("div", { class: "sides" }, rows.element, about));
+  view.append(h("div", { class: "bar" }, title, search, count, legend, place, h("span", { class: "grow" }), exporting({ name: "modules", svg: picture, rows: table })), h("div", { class: "sides" }, rows.element, about));
 
   const path = (row: number): string => {
     const parts: string[] = [];
@@ -159,10 +161,36 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   function signOf(own: number, inside: number): HTMLElement | null {
     if (!isMarked) return null;
     const isWithin = inside > own;
-    const done = SIGNS.filter((_, bit) => (isWithin ? inside : own) & (1 << bit));
-    const [name, sign] = done[done.length - 1] ?? ["", ""];
+    const [name, sign, done] = strongest(own, inside);
     const words = (isWithin ? "inside: " : "") + done.map(([, , said]) => said).join(", ");
     return h("span", { class: `mark ${name}${isWithin ? " within" : ""}`, title: words, role: words && "img", "aria-label": words }, sign);
+  }
+
+  /** What is unfolded, or found, as it is drawn; not only what is scrolled into sight. */
+  function picture(): SVGSVGElement | null {
+    const line = (row: number): Line => {
+      const isFolded = (children[row] ?? []).length > 0 && found === null && !opened.has(row);
+      const output = nodes.outputs[nodes.output[row] ?? 0];
+      const twist = (children[row] ?? []).length ? (isFolded ? "▸ " : "▾ ") : "  ";
+      const [, sign] = strongest(marks[row] ?? 0, isFolded ? (within[row] ?? 0) : 0);
+      return {
+        parts: [
+          { text: "  ".repeat(depth[row] ?? 0) + twist, colour: SOFT },
+          { text: isMarked ? `${sign || " "} ` : "", colour: ORANGE },
+          { text: row === 0 ? nodes.name[0] || "model" : (nodes.name[row] ?? "") },
+          { text: `  ${kind(row)}${output ? `  → ${output}` : ""}`, colour: SOFT },
+        ],
+        end: nodes.size[row] ? short(nodes.size[row] ?? 0) : "",
+        isTinted: row === selected,
+      };
+    };
+    return shown.length ? linesPicture(`Modules of ${title.textContent}`, shown.map(line)) : null;
+  }
+
+  /** All modules, folded or not. */
+  function table(): (string | number)[][] {
+    const words = (row: number): string => SIGNS.filter((_, bit) => (marks[row] ?? 0) & (1 << bit)).map(([name]) => name).join(" ");
+    return [["path", "class", "parameters", "output", "marks"], ...nodes.name.map((_, row) => [path(row), kind(row), nodes.size[row] ?? 0, nodes.outputs[nodes.output[row] ?? 0] ?? "", words(row)])];
   }
 
   function toggle(row: number, to = !opened.has(row)): void {
@@ -283,6 +311,13 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     },
     end: () => endings.run(),
   };
+}
+
+/** The name and the sign that stand for what was done at a row or inside it, and all that was. */
+function strongest(own: number, inside: number): [string, string, typeof SIGNS] {
+  const done = SIGNS.filter((_, bit) => Math.max(own, inside) & (1 << bit));
+  const [name, sign] = done[done.length - 1] ?? ["", ""];
+  return [name, sign, done];
 }
 
 const key = `tree${Math.random().toString(36).slice(2, 8)}`;

@@ -1,6 +1,8 @@
 /** The text of a forward: each operation a button beside its line; a double step goes into it. */
 import { h, replace } from "../kit/dom";
+import { exporting } from "../kit/export";
 import { Endings } from "../kit/host";
+import { BLUE, linesPicture, ORANGE, SOFT } from "../kit/lines_picture";
 import { root, speaker } from "../kit/sheet";
 import { trouble } from "../kit/trouble";
 
@@ -55,11 +57,12 @@ export function sourceBrowser(el: HTMLElement, asks: Asks): SourceBrowserView {
   let stands: string | null = null;
   let standsAt: number | null = null;
 
-  const crumbs = h("nav", { class: "bar", "aria-label": "Where in the source" });
+  const crumbs = h("nav", { class: "bar", "aria-label": "Where in the source", style: "margin:0" });
   const where = h("div", { class: "soft mono", style: "margin:0 0 4px;white-space:normal;overflow-wrap:anywhere" });
   const text = h("div", { class: "text", role: "list", "aria-label": "Lines of the function" });
   const below = h("div", { class: "chosen", "aria-live": "polite" });
-  view.append(crumbs, where, text, below);
+  const exports = exporting({ name: "source", svg: picture, rows: operations, text: numbered });
+  view.append(h("div", { class: "bar" }, crumbs, h("span", { class: "grow" }), exports), where, text, below);
 
   const whole = (name: string): string => [...trail, name].join(".source.");
 
@@ -80,6 +83,34 @@ export function sourceBrowser(el: HTMLElement, asks: Asks): SourceBrowserView {
         ),
       ),
     );
+  }
+
+  /** The function that is shown, whole: names, numbers and lines side by side. */
+  function picture(): SVGSVGElement | null {
+    if (!now) return null;
+    const [lines, isFirst] = [now.lines, !trail.length];
+    const room = Math.max(0, ...lines.map(([, , names]) => names.join(" ").length));
+    const drawn = lines.map(([number, line, names]) => ({
+      parts: [
+        { text: " ".repeat(room - names.join(" ").length) },
+        ...names.map((name, index) => ({ text: (index ? " " : "") + name, colour: whole(name) === stands ? ORANGE : BLUE })),
+        { text: `  ${String(number).padStart(5)}  `, colour: SOFT },
+        { text: line },
+      ],
+      isTinted: number === standsAt && isFirst,
+    }));
+    return linesPicture(`${now.function}, ${now.file}`, drawn);
+  }
+
+  function operations(): (string | number)[][] {
+    const rows = (now?.lines ?? []).flatMap(([number, line, names]) => names.map((name) => [`${module}.${whole(name)}`, name, number, line.trim()]));
+    return [["path", "operation", "line", "text"], ...rows];
+  }
+
+  function numbered(): string {
+    const head = now ? [`${[module, ...trail].join(".source.")}`, `${now.function} · ${now.file}`, ""] : [];
+    const lines = (now?.lines ?? []).map(([number, line, names]) => `${String(number).padStart(5)}  ${line}${names.length ? `  # ${names.join(" ")}` : ""}`);
+    return `${[...head, ...lines].join("\n")}\n`;
   }
 
   function choose(name: string): void {

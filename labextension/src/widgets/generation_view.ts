@@ -8,16 +8,19 @@ interface Latest {
   step: Step;
 }
 
-export default widget(({ el, get, put, ask, select, follow, onSelect, expects }) => {
+export default widget(({ el, model, get, put, ask, select, follow, onSelect, expects }) => {
   const view = generationView(el, {
     select: (step, layer) => select(layer === undefined ? { step } : { step, layer }),
     focus: (branch) => put("focus", branch),
+    measure: (number) => put("measure", number),
+    draft: (draft, isTyping) => (isTyping ? model.set("draft", draft) : put("draft", draft)), // Python need not hear each key
     fork: (fork) => ask("fork", { ...fork }),
     stop: () => ask("stop"),
     steps: (branch, first) => ask("steps", { branch, first }),
   });
   follow({
     "title prompt layers measures forks": () => view.about({ title: get("title"), prompt: get("prompt"), layers: get("layers"), measures: get("measures"), forks: get("forks") }),
+    measure: () => view.measure(get("measure")),
     lanes: () => view.lanes(get("lanes")),
     focus: () => view.focus(get("focus")),
     latest: () => {
@@ -25,6 +28,7 @@ export default widget(({ el, get, put, ask, select, follow, onSelect, expects })
       if (branch !== undefined) view.step(branch, number, step);
     },
   });
+  view.draft(get("draft"));
   onSelect(({ step }) => view.mark(step ?? null));
   expects(() => get<Lane[]>("lanes").some(({ state }) => state === "running" || state === "waiting"));
   return view;

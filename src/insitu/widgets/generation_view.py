@@ -68,6 +68,10 @@ class GenerationView(Widget):
     """The step that came last: branch, number, step. Earlier ones are asked for."""
     focus = traitlets.Int(0).tag(sync=True)
     forks = traitlets.Bool(False).tag(sync=True)
+    measure = traitlets.Int(0).tag(sync=True)
+    """Which of `measures` is shown; kept here, as a host builds a view anew at its cell's end."""
+    draft = traitlets.Dict().tag(sync=True)
+    """What is typed in the form for a fork: `token`, `edit`. Kept for the same."""
 
     def __init__(self, record: Record, runs: Runs | None = None) -> None:
         self.record = record
