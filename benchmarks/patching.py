@@ -87,11 +87,12 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def swept(model: Any, pair: Pair) -> Way:
-    """By the method."""
+    """By the method; tokens and answers are looked up beforehand, as for the loops."""
+    metric = logit_difference(model, pair.right, pair.wrong)
+    clean, corrupt = (model.tokenizer(it).input_ids for it in (pair.clean, pair.corrupt))
 
     def run() -> list[Tensor]:
-        metric = logit_difference(model, pair.right, pair.wrong)
-        found = activation_patching(model, pair.clean, pair.corrupt, metric)
+        found = activation_patching(model, clean, corrupt, metric)
         return [found.further["metric"].values]
 
     return Way(run)

@@ -1,6 +1,7 @@
 """`DiffusionModel` on tiny pipelines; the oracle is the pipeline itself, and plain torch hooks."""
 
 import threading
+import time
 
 import pytest
 import tiny_diffusion
@@ -10,6 +11,7 @@ from PIL import Image
 import insitu
 from insitu.models import diffusion
 from insitu.models.diffusion import DiffusionModel
+from insitu.models.in_turn import InTurn
 
 PROMPT = "a red circle"
 STEPS = 3
@@ -469,3 +471,31 @@ def test_an_image_to_image_pipeline_begins_with_its_image():
         model.generate(PROMPT)
     with pytest.raises(insitu.UsageError, match="strength"):
         model.trace(PROMPT, image=picture, strength=0)
+
+
+def test_a_tokenizer_is_called_by_one_thread_at_a_time(pipe):
+    inside, most = [], []
+
+    class Slow:
+        model_max_length = 77
+
+        def __call__(self, text):
+            inside.append(text)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.remove(text)
+            return text
+
+        tokenize = __call__
+
+    shared = InTurn(Slow())
+    calls = (shared, shared.tokenize, shared)
+    threads = [
+        threading.Thread(target=it, args=(text,)) for it, text in zip(calls, "abc", strict=False)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert most == [1, 1, 1]
+    assert shared.model_max_length == 77

@@ -25,6 +25,7 @@ from insitu.engine.interleave import Pass
 from insitu.errors import UsageError
 from insitu.models import awaited, pipeline_inputs
 from insitu.models.base import no_input
+from insitu.models.in_turn import InTurn
 from insitu.models.pipeline_inputs import Given
 from insitu.models.pipelines import Components, running
 
@@ -184,11 +185,18 @@ class PromptsToCome:
         return Denoising(self._model._module, self._given)
 
 
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+
+
 def _own_copy(pipeline: Any, ended: Callable[[], None]) -> Any:
-    """The pipeline for one run: with a scheduler of its own, and telling when its steps end."""
+    """The pipeline for one run: with a scheduler of its own, tokenizers that threads can share, and
+    telling when its steps end."""
     own = copy.copy(pipeline)
     if getattr(pipeline, "scheduler", None) is not None:
         own.__dict__["scheduler"] = copy.deepcopy(pipeline.scheduler)
+    for name in _TOKENIZERS:
+        if own.__dict__.get(name) is not None:
+            own.__dict__[name] = InTurn(own.__dict__[name])
     config = dict(getattr(pipeline, "_progress_bar_config", None) or {})
 
     def progress_bar(iterable: Any = None, total: int | None = None) -> _Progress:

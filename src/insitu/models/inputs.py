@@ -19,6 +19,7 @@ import torch
 
 from insitu.engine.values import describe
 from insitu.errors import InputError, InputTypeError
+from insitu.models.in_turn import TURN
 from insitu.models.kinds import Kind
 from insitu.models.padding import (
     IDS,
@@ -118,6 +119,11 @@ def encode(method: str, prompt: Any, tokenizer: Any, settings: dict[str, Any]) -
         InputTypeError: it is of a kind that no language model takes, or needs a tokenizer.
         InputError: it has unequal rows and there is no pad token.
     """
+    with TURN:
+        return _encoded(method, prompt, tokenizer, settings)
+
+
+def _encoded(method: str, prompt: Any, tokenizer: Any, settings: dict[str, Any]) -> Batch:
     if isinstance(prompt, str):
         return _texts([prompt], tokenizer, settings)
     if _is_message(prompt):
