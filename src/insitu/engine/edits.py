@@ -16,7 +16,9 @@ import warnings
 from types import TracebackType
 from typing import Any
 
-from insitu.engine.capture.bodies import Names, Skip, assign_target, find_body
+from insitu.engine.capture.bodies import Names, Skip, assign_target, body_of_text, find_body
+from insitu.engine.capture.futures import flags_of, names_of
+from insitu.engine.capture.needs import needed
 from insitu.engine.capture.scope import Body
 from insitu.engine.capture.trial import apart
 from insitu.engine.interleave import Pass
@@ -64,6 +66,17 @@ class Edit:
             warnings.warn(
                 f"an edit had no effect in this pass: {error.what}", InsituWarning, stacklevel=2
             )
+
+    def needs(self, text: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """What its text needs to run elsewhere: future imports, and its names' values, in order.
+
+        Args:
+            text: as `text_of(edit.body)` gives it.
+        """
+        futures = names_of(self.body.code.co_flags)
+        alone = body_of_text(text, self.place[0], flags_of(futures))
+        names = self.names.given()
+        return futures, {name: names[name] for name in sorted(needed(alone.code, names))}
 
     def name_is_due(self, name: str) -> bool:
         """An edit waits for no other body's names."""

@@ -12,8 +12,6 @@ compiles the text and runs none of it; it runs in every pass, like any edit. So 
 program: load those of people you trust.
 """
 
-import __future__
-
 import ast
 import json
 import linecache
@@ -27,7 +25,7 @@ from torch import Tensor
 
 from insitu.engine.cache.file import write_tensors
 from insitu.engine.capture.bodies import body_of_text, text_of
-from insitu.engine.capture.needs import needed
+from insitu.engine.capture.futures import flags_of
 from insitu.engine.capture.parsing import parse
 from insitu.engine.capture.scope import Body, Names
 from insitu.engine.edits import Edit
@@ -90,22 +88,14 @@ def _written(edit: Edit, packing: Packing) -> dict[str, Any]:
             "versions of Python cannot read.",
             "write the edit in a file or a cell.",
         )
-    flags, names = edit.body.code.co_flags, edit.names.given()
-    futures = [name for name in __future__.all_feature_names if flags & _flag(name)]
-    alone = body_of_text(text, file, sum(map(_flag, futures)))
-    wanted = sorted(needed(alone.code, names))
+    futures, given = edit.needs(text)
     return {
         "text": text,
         "line": line,
         "file": file,
-        "futures": futures,
-        "names": {name: packing.pack(name, names[name]) for name in wanted},
+        "futures": list(futures),
+        "names": {name: packing.pack(name, value) for name, value in given.items()},
     }
-
-
-def _flag(name: str) -> int:
-    flag: int = getattr(__future__, name).compiler_flag
-    return flag
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -146,7 +136,7 @@ def load(root: Any, file: str | PathLike[str]) -> list[Edit]:
 def _edit(root: Any, unpacking: Unpacking, name: str, written: dict[str, Any]) -> Edit:
     text, place = str(written["text"]), (str(written["file"]), int(written["line"]))
     values = {key: unpacking.value(packed) for key, packed in written["names"].items()}
-    body = body_of_text(text, _unused(name), sum(map(_flag, written["futures"])))
+    body = body_of_text(text, _unused(name), flags_of(written["futures"]))
     _check_places(parse(text), values, body)
     _show(text, body)
     return Edit(root, body, Names.standing_alone(body, values), place)

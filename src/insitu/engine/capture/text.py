@@ -9,8 +9,6 @@ must never run. So the statement is compiled once more, and its instructions are
 that run, by position, operation and operand.
 """
 
-import __future__
-
 import ast
 import dis
 import io
@@ -26,15 +24,13 @@ from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
+from insitu.engine.capture.futures import EVERY
 from insitu.engine.capture.parsing import parse
 
 Span = tuple[int | None, int | None, int | None, int | None]
 """First line, last line, first column, last column."""
 
 With = ast.With | ast.AsyncWith
-_FUTURES = 0
-for _name in __future__.all_feature_names:
-    _FUTURES |= getattr(__future__, _name).compiler_flag
 _REWRITTEN = "@pytest_ar"  # the name that pytest's rewritten assertions use
 _COROUTINE = 0x80
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -96,7 +92,7 @@ def span(node: Any) -> Span:
 def flags(code: CodeType) -> int:
     """The compiler flags that a piece of this code's text has to be compiled with."""
     awaits = code.co_flags & _COROUTINE and not code.co_flags & 1
-    return (code.co_flags & _FUTURES) | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if awaits else 0)
+    return (code.co_flags & EVERY) | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if awaits else 0)
 
 
 # Texts --------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ The program is the user's `with` statement once more, compiled with their own fi
 so everything in it means what it means at home: invokes, steps, gradients, sources.
 """
 
-import __future__
-
 import ast
 import linecache
 import sys
@@ -18,6 +16,7 @@ from types import CodeType
 from typing import Any, BinaryIO, Protocol, cast
 
 from insitu.engine.capture.bodies import program
+from insitu.engine.capture.futures import flags_of
 from insitu.engine.capture.parsing import parse
 from insitu.engine.save import keeping
 from insitu.models import elsewhere
@@ -160,8 +159,7 @@ def _with(call: ast.expr, text: Text) -> tuple[CodeType, str]:
     module = ast.fix_missing_locations(ast.Module([around], []))
     if file not in linecache.cache:
         linecache.cache[file] = (len(text.text), None, lines, file)
-    flags = sum(getattr(__future__, name).compiler_flag for name in text.futures)
-    return program(module, lines, file, flags), file
+    return program(module, lines, file, flags_of(text.futures)), file
 
 
 # What comes of it ---------------------------------------------------------------------------------

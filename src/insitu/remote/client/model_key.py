@@ -1,12 +1,9 @@
 """What a server needs to know of the wrapper here: which model, further names, lasting changes."""
 
-import __future__
-
 from pathlib import Path
 from typing import Any
 
 from insitu.engine.capture.bodies import text_of
-from insitu.engine.capture.needs import needed
 from insitu.engine.edits import Edit
 from insitu.errors import UsageError
 from insitu.remote.blocks.block import Text
@@ -56,11 +53,5 @@ def _edit(edit: Edit) -> Text:
             "it came from neither a file nor a cell, and a server compiles its text.",
             "write the edit in a file or a cell.",
         )
-    names = edit.names.given()
-    wanted = needed(compile(text, file, "exec", dont_inherit=True), names)
-    flags = edit.body.code.co_flags
-    futures = tuple(
-        it for it in __future__.all_feature_names if flags & getattr(__future__, it).compiler_flag
-    )
-    given = {name: names[name] for name in wanted}
+    futures, given = edit.needs(text)
     return Text(text, file, line, futures, None, given)

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from insitu.engine.capture.bodies import Names, Skip, find_body
+from insitu.engine.capture.futures import names_of
 from insitu.engine.capture.parsing import parse
 from insitu.engine.capture.skip import without_skip
 from insitu.engine.save import mount
@@ -119,7 +120,7 @@ class RemoteTracer:
         tree = parse("\n" * (taken.line - 1) + taken.text)
         allowed.check(tree, values, where=partial(place_of, file))
         given = {name: values[name] for name in sorted(taken.needs)}
-        futures = _futures(frame)
+        futures = names_of(frame.f_code.co_flags)
         self._block.body = Text(taken.text, file, taken.line, futures, body.target, given)
         self._block.wanted = [part.wanted for part in taken.parts]
         self._block.sites = [tuple(part.sites) for part in taken.parts]
@@ -193,14 +194,6 @@ class RemoteTracer:
             parts.leave_the_frame()
         job.start()
         return None
-
-
-def _futures(frame: FrameType) -> tuple[str, ...]:
-    import __future__
-
-    flags = frame.f_code.co_flags
-    names = __future__.all_feature_names
-    return tuple(it for it in names if flags & getattr(__future__, it).compiler_flag)
 
 
 class _Loopback:

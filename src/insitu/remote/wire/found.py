@@ -7,8 +7,6 @@ Cells, files and everything else that `linecache` knows are looked in. A file th
 has other instructions, and is not taken for the code that runs.
 """
 
-import __future__
-
 import ast
 import linecache
 import os
@@ -20,11 +18,9 @@ from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
+from insitu.engine.capture.futures import EVERY, flags_of, names_of
 from insitu.engine.capture.parsing import parse
 
-_FUTURES = 0
-for _name in __future__.all_feature_names:
-    _FUTURES |= getattr(__future__, _name).compiler_flag
 _DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
 Node = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
 
@@ -157,7 +153,7 @@ def within(code: CodeType) -> Iterator[CodeType]:
 
 
 def _matching(tree: ast.Module, text: str, code: CodeType) -> Node | None:
-    whole = _compiled(text, code.co_flags & _FUTURES)
+    whole = _compiled(text, code.co_flags & EVERY)
     if whole is None or not any(_alike(one, code) for one in within(whole)):
         return None
     name, line = code.co_name, code.co_firstlineno
@@ -200,7 +196,7 @@ def _module_flags(tree: ast.Module | None) -> int:
     for node in [] if tree is None else tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
             for alias in node.names:
-                flags |= getattr(__future__, alias.name).compiler_flag
+                flags |= flags_of([alias.name])
     return flags
 
 
@@ -211,12 +207,7 @@ def _found(node: Any, text: str, file: str, flags: int, decorated: bool) -> Foun
         source = "(" + (ast.get_source_segment(text, node) or ast.unparse(node)) + ")\n"
     else:
         source = _at_the_margin(rows, node)
-    futures = tuple(
-        name
-        for name in __future__.all_feature_names
-        if flags & getattr(__future__, name).compiler_flag
-    )
-    return Found(source, file, first, futures, node)
+    return Found(source, file, first, names_of(flags), node)
 
 
 def _at_the_margin(rows: list[str], node: Any) -> str:

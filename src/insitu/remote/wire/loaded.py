@@ -8,8 +8,6 @@ modules are known to each other and to the block, not to `sys.modules`: what the
 for here first, by an `__import__` of their own. `close()` gives the names in `linecache` back.
 """
 
-import __future__
-
 import ast
 import builtins
 import contextlib
@@ -23,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+from insitu.engine.capture.futures import flags_of
 from insitu.engine.capture.parsing import parse
 from insitu.remote.wire.bounds import refusal
 from insitu.remote.wire.modules import absolute
@@ -57,7 +56,7 @@ def compiled(piece: Mapping[str, Any]) -> CodeType:
     if sys.version_info >= (3, 12):
         around.type_params = []
     module = ast.fix_missing_locations(ast.Module([around], []))
-    flags = sum(getattr(__future__, name).compiler_flag for name in piece["futures"])
+    flags = flags_of(piece["futures"])
     code: CodeType = compile(module, str(piece["file"]), "exec", flags, dont_inherit=True)
     return code
 
