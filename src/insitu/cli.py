@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--html", type=Path, metavar="FILE", help="write what was found to a page too"
     )
     server_options.add_to(commands)
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(server_options.keys_kept(words))
     if options.command == "demo":
         _demo(options.html)
         return

@@ -284,6 +284,12 @@ def test_a_server_that_anybody_could_use_does_not_start(tmp_path, words, what):
     assert error.value.what == what
 
 
+def test_a_random_key_may_begin_with_a_dash(tmp_path):
+    assert said(tmp_path, "--key", "-abc", "--lazy").key == "-abc"
+    with pytest.raises(SystemExit):
+        said(tmp_path, "--key", "--lazy")
+
+
 def test_a_port_that_is_taken_is_a_sentence(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -24,7 +24,18 @@ def parsed(words: list[str]) -> argparse.Namespace:
     """What `serve demo --port 0` means, read apart from the rest of the command line."""
     parser = argparse.ArgumentParser(prog="insitu")
     add_to(parser.add_subparsers(dest="command", required=True))
-    return parser.parse_args(words)
+    return parser.parse_args(keys_kept(words))
+
+
+def keys_kept(words: list[str]) -> list[str]:
+    """The words, in which a random key that begins with `-` is not taken for an option."""
+    kept: list[str] = []
+    for word in words:
+        if kept[-1:] == ["--key"] and word.startswith("-") and not word.startswith("--"):
+            kept[-1] += f"={word}"
+        else:
+            kept.append(word)
+    return kept
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
