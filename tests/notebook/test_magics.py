@@ -6,7 +6,6 @@ import torch
 from insitu import InputError, NNsight, PassClosedError, UnknownModuleError, UsageError
 from insitu.engine.source.operations import Operation
 from insitu.notebook.magics.register import SYNTAXES
-from insitu.notebook.magics.table import Table
 from insitu.widgets import (
     AttentionView,
     CacheInspector,
@@ -242,23 +241,3 @@ def test_any_other_word_is_a_script_as_ever(do, tmp_path):
     shown = do.cell(f"%run {script} {{1 + 1}} $word 'a b'")
     assert shown.printed == "ran ['2', 'hello', 'a b']\n"
     assert do.names["made"] == 7
-
-
-# Tables ------------------------------------------------------------------------------------------
-
-
-def test_a_table_is_text_and_html_without_scripts():
-    found = Table("Title <b>", ("site", "n"), [("<script>", "1")], "note", frozenset({"n"}))
-    assert repr(found).splitlines() == ["Title <b>", "  site      n", "  <script>  1", "note"]
-    html = found._repr_html_()
-    assert "<script" not in html
-    assert "&lt;script&gt;" in html
-    assert 'align="right"' in html
-    assert len(Table("none", ("a",), [])) == 0
-    assert repr(Table("none", ("a",), [])) == "none"
-
-
-def test_a_long_table_says_how_much_it_leaves_out():
-    found = Table("long", ("a",), [(str(n),) for n in range(1000)])
-    assert "… and 600 more" in repr(found)
-    assert "… and 600 more" in found._repr_html_()

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.table import in_bytes
-from insitu.notebook.magics.table import Table
 from insitu.remote.client.job import RemoteJob
+from insitu.twins.table import Table
 
 LARGE_BYTES = 50_000_000
 """A saved value beyond this is told how to be smaller."""

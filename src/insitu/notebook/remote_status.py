@@ -6,9 +6,9 @@ status()                    # a Table
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from insitu.notebook.magics.table import Table
 from insitu.remote.client import info, words
 from insitu.remote.client.connection import Connection
+from insitu.twins.table import Table
 
 
 def status() -> Table:

@@ -19,7 +19,7 @@ from insitu.engine.beside import Watcher
 from insitu.engine.misses import site
 from insitu.engine.written import leaves
 from insitu.errors import GradientError
-from insitu.notebook.magics.table import Table
+from insitu.twins.table import Table
 
 
 class Grads:

@@ -11,8 +11,8 @@ from insitu.engine.cache.globs import chosen
 from insitu.engine.wrapped import WrappedModule
 from insitu.notebook.magics.line import Syntax, taken
 from insitu.notebook.magics.names import model_and_rest, node_of
-from insitu.notebook.magics.table import Table
 from insitu.notebook.magics.widgets import made
+from insitu.twins.table import Table
 
 SYNTAX = Syntax("%modules", "%modules [MODEL] [GLOB]")
 

@@ -10,8 +10,8 @@ from typing import Any
 from insitu.errors import UsageError
 from insitu.notebook.magics.line import Syntax, taken
 from insitu.notebook.magics.names import quoted, value
-from insitu.notebook.magics.table import Table
 from insitu.settings import CONFIG, KEY_VARIABLE
+from insitu.twins.table import Table
 
 SYNTAX = Syntax("%remote", "%remote [URL] [KEY]")
 

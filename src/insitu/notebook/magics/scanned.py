@@ -11,7 +11,7 @@ from insitu.engine.arming import Node
 from insitu.engine.misses import site
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.values import describe
-from insitu.notebook.magics.table import Table
+from insitu.twins.table import Table
 
 
 class Scanned:

@@ -12,7 +12,7 @@ from insitu.models.base import NNsight
 from insitu.notebook.magics.line import Syntax, taken
 from insitu.notebook.magics.modules import bare
 from insitu.notebook.magics.names import model_and_rest
-from insitu.notebook.magics.table import Table
+from insitu.twins.table import Table
 
 SYNTAX = Syntax("%sites", "%sites [MODEL] [GLOB]")
 

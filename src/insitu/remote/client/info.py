@@ -20,7 +20,7 @@ from insitu.remote.client import words
 from insitu.remote.client.connection import Connection
 from insitu.remote.client.job import RemoteJob
 from insitu.remote.client.shown import stamp
-from insitu.remote.client.table import Table
+from insitu.twins.table import Table
 
 CRITICAL = ("insitu", "torch", "transformers")
 """Packages that change what a block does; another patch version of one does not."""
@@ -127,7 +127,11 @@ class Comparison(_Shown):
         same = sum(here == there for here, there in self.versions.values())
         note += f" {same:,} are the same on both sides; .versions has them all."
         return Table(
-            f"this machine and {self.url}", ("package", "here", "there", ""), rows, note, marked
+            f"this machine and {self.url}",
+            ("package", "here", "there", ""),
+            rows,
+            note,
+            marked=marked,
         )
 
 

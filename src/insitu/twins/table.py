@@ -1,4 +1,4 @@
-"""A table that a magic shows: HTML and text, no script; its rows are plain data.
+"""A table: HTML and text, no script; its rows are plain data.
 
 Table("What can be read", ("site", "shape"), [("lm_head.output", "float32[1, 5, 330]")])
 """
@@ -23,6 +23,8 @@ class Table:
     numbers: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     """Further lines below."""
+    marked: frozenset[int] = frozenset()
+    """The rows that are to be noticed."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -31,19 +33,20 @@ class Table:
         shown = [self.names, *self.rows[:ROWS_MAX]]
         widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
         lines = [self.title]
-        for row in shown if self.rows else ():
+        for number, row in enumerate(shown if self.rows else (), start=-1):
             cells = [
                 cell.rjust(width) if name in self.numbers else cell.ljust(width)
                 for name, cell, width in zip(self.names, row, widths, strict=True)
             ]
-            lines.append(("  " + "  ".join(cells)).rstrip())
+            mark = "! " if number in self.marked else "  "
+            lines.append((mark + "  ".join(cells)).rstrip())
         return "\n".join([*lines, *filter(None, (self._more(), self.note, *self.notes))])
 
     def _repr_html_(self) -> str:
         head = "".join(
             f'<th scope="col" {self._side(name)}>{escape(name)}</th>' for name in self.names
         )
-        body = "".join(map(self._row, self.rows[:ROWS_MAX])) if self.rows else ""
+        body = "".join(self._row(n, row) for n, row in enumerate(self.rows[:ROWS_MAX]))
         table = (
             '<div class="wide"><table cellpadding="4" style="margin:0;border-collapse:collapse">'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -56,12 +59,13 @@ class Table:
         title = f'<div class="head"><b>{escape(self.title)}</b></div>'
         return style.page(style.CARD, title + (table if self.rows else "") + said)
 
-    def _row(self, row: tuple[str, ...]) -> str:
+    def _row(self, number: int, row: tuple[str, ...]) -> str:
+        open_, shut = ("<b>", "</b>") if number in self.marked else ("", "")
         first, *others = zip(self.names, row, strict=True)
         cells = [f'<th scope="row" {self._side(first[0])}><code>{escape(first[1])}</code></th>']
         for name, cell in others:
             words = escape(cell) if name in self.numbers else f"<code>{escape(cell)}</code>"
-            cells.append(f"<td {self._side(name)}>{words}</td>")
+            cells.append(f"<td {self._side(name)}>{open_}{words}{shut}</td>")
         return f"<tr>{''.join(cells)}</tr>"
 
     def _side(self, name: str) -> str:
