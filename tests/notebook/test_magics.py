@@ -6,6 +6,7 @@ import torch
 from insitu import InputError, NNsight, PassClosedError, UnknownModuleError, UsageError
 from insitu.engine.source.operations import Operation
 from insitu.notebook.magics.register import SYNTAXES
+from insitu.twins.table import Table
 from insitu.widgets import (
     AttentionView,
     CacheInspector,
