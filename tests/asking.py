@@ -31,6 +31,15 @@ def trouble_with(widget, name, **given):
     return ask(widget, name, **given)[0]["trouble"]
 
 
+def rows_of(tree):
+    """The columns that a tree of modules sends, as lists."""
+    sent = tree.nodes
+    names = sent["names"].split("\n")
+    columns = np.frombuffer(sent["numbers"], "<i4").reshape(3, len(names)).tolist()
+    told = dict(zip(("parent", "kind", "output"), columns, strict=True))
+    return {**sent, **told, "name": names, "size": np.frombuffer(sent["sizes"], "<f8").tolist()}
+
+
 def numbers_of(widget, name, **given):
     """What is answered, and its buffers as tensors."""
     content, buffers = ask(widget, name, **given)

@@ -26,6 +26,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 SETTLED_EVERY = 20
 ended = itertools.count(1)
 
+# A shell starts what it puts into the background with Ctrl-C switched off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 TEXT = (

@@ -6,6 +6,7 @@ import { linesPicture } from "../src/kit/lines_picture";
 import { jobDock } from "../src/views/job_dock";
 import { moduleTree } from "../src/views/module_tree";
 import { sourceBrowser, type Listing } from "../src/views/source_browser";
+import { nodes } from "./nodes";
 import { saved } from "./saved";
 
 function place(): HTMLElement {
@@ -17,7 +18,7 @@ function place(): HTMLElement {
 function treeShown() {
   const el = place();
   const view = moduleTree(el, { select: () => undefined, about: () => new Promise(() => undefined) });
-  view.setNodes(tree.title, tree.nodes);
+  view.setNodes(tree.title, nodes);
   return { el, view };
 }
 

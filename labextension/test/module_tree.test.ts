@@ -1,10 +1,11 @@
 import { expect, test } from "vitest";
 import sample from "../samples/module_tree.json";
 import { moduleTree, type Nodes } from "../src/views/module_tree";
+import { nodes as sampled } from "./nodes";
 
 const about = { class: "torch.nn.Linear", extra: "in_features=2", parameters: { weight: [2, 2] }, devices: ["cpu"], source: "", paused: "" };
 
-function shown(nodes: Nodes = sample.nodes) {
+function shown(nodes: Nodes = sampled) {
   const el = document.createElement("div");
   document.body.replaceChildren(el);
   const chosen: string[] = [];
@@ -33,12 +34,12 @@ test("a search keeps what it finds, with the way there", () => {
   search.value = sample.paths[sample.paths.length - 1] as string;
   search.dispatchEvent(new Event("input"));
   const names = rows().map((row) => row.querySelector("code")?.textContent);
-  expect(names[names.length - 1]).toBe(sample.nodes.name[sample.nodes.name.length - 1]);
-  expect(names.length).toBeLessThan(sample.nodes.name.length);
+  expect(names[names.length - 1]).toBe(sampled.name[sampled.name.length - 1]);
+  expect(names.length).toBeLessThan(sampled.name.length);
 });
 
 test("a name is text, whatever it holds", () => {
-  const nodes = { ...sample.nodes, kinds: sample.nodes.kinds.map(() => "<img src=x onerror=alert(1)>") };
+  const nodes = { ...sampled, kinds: sampled.kinds.map(() => "<img src=x onerror=alert(1)>") };
   expect(shown(nodes).el.querySelector("img")).toBeNull();
 });
 
@@ -78,7 +79,7 @@ test("shapes that are learned later leave the tree as it was opened", () => {
   const { view, rows, press } = shown();
   for (const key of ["Home", "ArrowLeft"]) press(key);
   const before = rows().length;
-  view.setNodes(sample.title, { ...sample.nodes, output: sample.nodes.output.map(() => 1), outputs: ["", "float32[2, 2]"] });
+  view.setNodes(sample.title, { ...sampled, output: sampled.name.map(() => 1), outputs: ["", "float32[2, 2]"] });
   expect(rows()).toHaveLength(before);
   expect(rows()[0]?.textContent).toContain("float32[2, 2]");
 });

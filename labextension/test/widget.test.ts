@@ -10,6 +10,7 @@ import ledger from "../src/widgets/run_ledger";
 import source from "../src/widgets/source_browser";
 import tree from "../src/widgets/module_tree";
 import { FakeModel } from "./fake_model";
+import { sent } from "./nodes";
 
 beforeEach(() => void vi.useFakeTimers());
 afterEach(() => void vi.useRealTimers());
@@ -113,7 +114,7 @@ test("nothing is asked or said after the end", async () => {
 test("a tree opens at the module that was selected", async () => {
   const path = treeSample.paths[treeSample.paths.length - 1] as string;
   const about = { class: "torch.nn.Linear", extra: "", parameters: {}, devices: [], source: "", paused: "" };
-  const model = new FakeModel({ title: "Net", nodes: treeSample.nodes, marks: {}, selected: path }, (name) => (name === "about" ? about : null));
+  const model = new FakeModel({ title: "Net", nodes: sent, marks: {}, selected: path }, (name) => (name === "about" ? about : null));
   const { el } = placed(tree, model);
   await settle();
   expect(el.querySelector('[role=treeitem][aria-selected="true"] code')?.textContent).toBe(path.split(".").pop());
@@ -121,7 +122,7 @@ test("a tree opens at the module that was selected", async () => {
 });
 
 test("a tree whose kernel does not know it any more says why", async () => {
-  const model = new FakeModel({ title: "Net", nodes: treeSample.nodes, marks: {}, selected: "0" }, () => new Error("the model of this tree is gone."));
+  const model = new FakeModel({ title: "Net", nodes: sent, marks: {}, selected: "0" }, () => new Error("the model of this tree is gone."));
   const { el } = placed(tree, model);
   await settle();
   expect(el.querySelector(".about [role=alert]")?.textContent).toBe("the model of this tree is gone.");

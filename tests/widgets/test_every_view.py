@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from asking import ask, numbers_of, trouble_with, value_of
+from asking import ask, numbers_of, rows_of, trouble_with, value_of
 from every_widget import WIDGETS, small_estimate, small_net
 from torch import nn
 
@@ -87,15 +87,26 @@ def test_show_opens_the_view_that_suits(llm):
 def test_the_trees_sample_is_what_python_sends():
     tree = WIDGETS["module_tree"]()
     paths = [name for name, _ in small_net().named_modules()]
-    assert sample("module_tree") == {"title": tree.title, "nodes": tree.nodes, "paths": paths}
+    nodes = {
+        **tree.nodes,
+        "numbers": np.frombuffer(tree.nodes["numbers"], "<i4").tolist(),
+        "sizes": np.frombuffer(tree.nodes["sizes"], "<f8").tolist(),
+    }
+    assert sample("module_tree") == {"title": tree.title, "nodes": nodes, "paths": paths}
 
 
 def test_a_tree_counts_what_torch_counts_and_shows_shapes_after_a_pass(llm):
     with llm.trace("Once upon a time"):
         llm.lm_head.output
-    nodes = llm.tree().nodes
+    nodes = rows_of(llm.tree())
     assert nodes["size"][0] == sum(p.numel() for p in llm._module.parameters())
-    assert len(nodes["name"]) == sum(1 for _ in llm._module.modules())
+    modules = dict(llm._module.named_modules())
+    assert nodes["name"] == [path.rpartition(".")[2] for path in modules]
+    parents = [-1, *(list(modules).index(path.rpartition(".")[0]) for path in modules if path)]
+    assert nodes["parent"] == parents
+    assert [nodes["kinds"][kind] for kind in nodes["kind"]] == [
+        type(module).__name__ for module in modules.values()
+    ]
     row = nodes["name"].index("lm_head")
     assert "float32[1, " in nodes["outputs"][nodes["output"][row]]
 
@@ -201,6 +212,8 @@ def test_rows_come_a_window_at_a_time_and_are_found_by_name():
     found = value_of(view, "rows", first=0, end=60, words="99")["rows"]
     assert [row[1] for row in found] == [f"layer.{n}" for n in (99, 199, 299, 399, 499)]
     assert value_of(view, "numbers", which=[3])["3"]["mean"] == 3.0
+    assert view.first == value_of(view, "rows", first=0, end=60)
+    assert len(view.first["rows"]) == 60
 
 
 def test_a_hunt_finds_the_next_nan():

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from asking import rows_of
 from torch import nn
 
 from insitu import NNsight
@@ -76,12 +77,29 @@ def test_a_trace_marks_what_ran_was_read_and_was_written(llm, trees):
 
 def test_shapes_are_shown_after_the_first_pass(llm, trees):
     tree = trees(llm)
-    assert tree.nodes["outputs"] == [""]
+    assert rows_of(tree)["outputs"] == [""]
     with llm.trace("Once upon a time"):
         llm.lm_head.output
     marked(tree)
-    row = tree.nodes["name"].index("lm_head")
-    assert tree.nodes["outputs"][tree.nodes["output"][row]].startswith("float32[1, ")
+    nodes = rows_of(tree)
+    row = nodes["name"].index("lm_head")
+    assert nodes["outputs"][nodes["output"][row]].startswith("float32[1, ")
+
+
+def test_modules_that_are_added_before_the_first_pass_are_shown_and_marked(trees):
+    model = NNsight(nn.Sequential(nn.Linear(2, 2)))
+    tree = trees(model)
+    model._module.insert(0, nn.ReLU())
+    with model.trace(torch.rand(1, 2)):
+        pass
+    assert rows_of(tree)["name"] == ["", "0", "1"]
+    assert marked(tree) == {"ran": {"", "0", "1"}}
+
+
+def test_names_of_any_kind_are_one_row_each(trees):
+    net = nn.Module()
+    net._modules |= {"a\nb": nn.ReLU(), "c.d": nn.ReLU(), "": nn.ReLU()}
+    assert rows_of(trees(NNsight(net)))["name"] == ["", "a␊b", "c.d", ""]
 
 
 def test_a_stopped_pass_marks_only_as_far_as_it_came(net, x, trees):
@@ -221,7 +239,7 @@ def test_a_tree_keeps_no_module_alive(trees):
     del model, net
     gc.collect()
     assert gone() is None
-    assert len(tree.nodes["name"]) == 2
+    assert len(rows_of(tree)["name"]) == 2
 
 
 def test_many_passes_are_told_in_few_messages(net, x, trees):

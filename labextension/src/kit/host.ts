@@ -54,5 +54,10 @@ export class Endings {
 
 /** The float32 numbers of a binary trait or buffer. */
 export function floats(bytes: DataView): Float32Array {
-  return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+  return new Float32Array(own(bytes));
+}
+
+/** The bytes of a binary trait or buffer, from their first: within a message they may begin anywhere. */
+export function own(bytes: DataView): ArrayBuffer {
+  return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
 }

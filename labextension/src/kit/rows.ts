@@ -3,12 +3,20 @@ import { h } from "./dom";
 import type { Endings } from "./host";
 
 const SPARE = 8;
+const UNSEEN = 420;
 
+/**
+ * The browser is asked where the list stands when it has just laid it out, and not while rows are made: each such
+ * question would have it lay out the page once more.
+ */
 export class Rows {
   readonly element: HTMLDivElement;
   private readonly inside: HTMLDivElement;
   private count = 0;
-  private drawn = "";
+  private drawn: [first: number, end: number] = [0, 0];
+  private top = 0;
+  private seen = 0;
+  private wanted = 0; // where to scroll when there is something to scroll
 
   constructor(
     private readonly height: number,
@@ -21,41 +29,84 @@ export class Rows {
     let asked = 0;
     endings.listen(this.element, "scroll", () => {
       cancelAnimationFrame(asked);
-      asked = requestAnimationFrame(() => this.refresh(false));
+      asked = requestAnimationFrame(() => this.look());
     });
-    const sized = new ResizeObserver(() => this.refresh(false));
+    const sized = new ResizeObserver(() => this.look());
     sized.observe(this.element);
     endings.add(() => sized.disconnect());
   }
 
-  setCount(count: number): void {
-    this.count = count;
-    this.inside.style.height = `${count * this.height}px`;
-    this.refresh(true);
+  /** How high the list stands, known before it is laid out. */
+  setHeight(height: number): void {
+    this.element.style.height = `${height}px`;
+    this.seen = height;
   }
 
-  /** The rows in sight, drawn anew when they changed. */
-  refresh(changed = true): void {
-    const { scrollTop, clientHeight } = this.element;
-    const first = Math.max(0, Math.floor(scrollTop / this.height) - SPARE);
-    const last = Math.min(this.count, Math.ceil((scrollTop + (clientHeight || 420)) / this.height) + SPARE);
-    const window = `${first}-${last}`;
-    if (!changed && window === this.drawn) return;
-    this.drawn = window;
+  /** So many rows there are now; at the end of them, if that is asked for. */
+  setCount(count: number, isAtEnd = false): void {
+    this.count = count;
+    this.inside.style.height = `${count * this.height}px`;
+    if (isAtEnd) return this.scroll(count * this.height);
+    this.top = this.within(this.top);
+    this.refresh();
+  }
+
+  /** The rows in sight, drawn anew. */
+  refresh(): void {
+    const [first, end] = this.window(SPARE);
+    this.drawn = [first, end];
     const rows: HTMLElement[] = [];
-    for (let index = first; index < last; index++) {
+    for (let index = first; index < end; index++) {
       const row = this.draw(index);
-      row.style.cssText += `;position:absolute;top:${index * this.height}px;height:${this.height}px;left:0;right:0`;
+      row.classList.add("placed");
+      row.style.top = `${index * this.height}px`;
+      row.style.height = `${this.height}px`;
       rows.push(row);
     }
     this.inside.replaceChildren(...rows);
   }
 
+  /** Scroll as little as brings a row into sight. */
   show(index: number): void {
-    const top = index * this.height;
-    const { scrollTop, clientHeight } = this.element;
-    if (top < scrollTop) this.element.scrollTop = top;
-    else if (top + this.height > scrollTop + clientHeight) this.element.scrollTop = top + this.height - clientHeight;
-    this.refresh(true);
+    const [above, below] = [index * this.height, (index + 1) * this.height - this.seen];
+    if (above < this.top) this.scroll(above);
+    else if (below > this.top) this.scroll(below);
+    else this.refresh();
+  }
+
+  /** Rows have gone at the front: those in sight stay there. */
+  shift(gone: number): void {
+    if (!gone) return;
+    this.element.scrollTop -= gone * this.height;
+    this.measure();
+  }
+
+  private scroll(top: number): void {
+    this.element.scrollTop = top;
+    this.measure();
+    if (!this.element.clientHeight) this.top = this.wanted = this.within(top);
+    this.refresh();
+  }
+
+  private within(top: number): number {
+    return Math.max(0, Math.min(top, this.count * this.height - (this.seen || UNSEEN)));
+  }
+
+  private window(spare: number): [first: number, end: number] {
+    const end = Math.ceil((this.top + (this.seen || UNSEEN)) / this.height);
+    return [Math.max(0, Math.floor(this.top / this.height) - spare), Math.min(this.count, end + spare)];
+  }
+
+  private measure(): void {
+    const { clientHeight } = this.element;
+    if (clientHeight) [this.seen, this.top] = [clientHeight, this.element.scrollTop];
+  }
+
+  /** See where the list stands; few rows left on a side are made more. */
+  private look(): void {
+    if (this.wanted && this.element.clientHeight) [this.element.scrollTop, this.wanted] = [this.wanted, 0];
+    this.measure();
+    const [first, end] = this.window(SPARE / 2);
+    if (first < this.drawn[0] || end > this.drawn[1]) this.refresh();
   }
 }

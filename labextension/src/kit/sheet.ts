@@ -37,6 +37,7 @@ white-space:nowrap;background:none;font-weight:400}
 .insitu-view .number{text-align:right}
 .insitu-view .scroll{overflow:auto;max-height:420px;border:1px solid var(--rule);border-radius:4px}
 .insitu-view .trouble{border-left:3px solid var(--orange);padding:4px 10px;margin:6px 0;white-space:pre-wrap}
+.insitu-view .placed{position:absolute;left:0;right:0}
 .insitu-view .hidden{display:none}
 .insitu-view .spoken{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 `;

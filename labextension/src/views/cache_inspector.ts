@@ -12,6 +12,11 @@ import { trouble } from "../kit/trouble";
 /** Number, name, step, shape, kind, bytes. */
 export type Row = [number, string, number, number[], string, number];
 
+export interface Page {
+  total: number;
+  rows: Row[];
+}
+
 export interface Numbers {
   nan: number;
   inf: number;
@@ -44,7 +49,7 @@ export interface Wanted {
 }
 
 export interface Asks {
-  rows(first: number, end: number, words: string): Promise<{ total: number; rows: Row[] }>;
+  rows(first: number, end: number, words: string): Promise<Page>;
   numbers(which: number[]): Promise<Record<string, Numbers>>;
   hunt(start: number): Promise<{ found: number | null; next: number | null }>;
   picture(wanted: Wanted): Promise<Picture>;
@@ -52,7 +57,8 @@ export interface Asks {
 }
 
 export interface CacheInspectorView {
-  show(title: string, count: number, size: number, compares: boolean): void;
+  /** With the first rows, where they are there already. */
+  show(title: string, count: number, size: number, compares: boolean, first?: Page): void;
   /** Goes to a tensor by its number. */
   setChosen(number: number | null): void;
   end(): void;
@@ -118,28 +124,32 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   const row = (index: number): Row | undefined => pages.get(Math.floor(index / PAGE))?.[index % PAGE];
   let generation = 0;
 
-  function reset(): void {
+  function reset(first?: Page): void {
     pages = new Map();
     asked = new Set();
     generation++;
-    fetchPage(0);
+    if (!first) return fetchPage(0);
+    asked.add(0);
+    take(0, first);
   }
 
   function fetchPage(page: number): void {
     if (asked.has(page)) return;
     asked.add(page);
     const mine = generation;
-    asks.rows(page * PAGE, (page + 1) * PAGE, search.value.trim()).then((given) => {
-      if (mine !== generation) return;
-      pages.set(page, given.rows);
-      if (page === 0 || given.total !== total) {
-        total = given.total;
-        rows.setCount(total);
-        if (!total) replace(place, h("p", { class: "soft" }, count ? "No name holds these words." : "This cache is empty: nothing was kept."));
-        else replace(place);
-      } else rows.refresh();
-      fetchNumbers();
-    }, failed);
+    asks.rows(page * PAGE, (page + 1) * PAGE, search.value.trim()).then((given) => mine === generation && take(page, given), failed);
+  }
+
+  function take(page: number, given: Page): void {
+    pages.set(page, given.rows);
+    if (page === 0 || given.total !== total) {
+      total = given.total;
+      rows.setCount(total);
+      if (!total) replace(place, h("p", { class: "soft" }, count ? "No name holds these words." : "This cache is empty: nothing was kept."));
+      else replace(place);
+    } else rows.refresh();
+    arrive();
+    fetchNumbers();
   }
 
   let counting = false;
@@ -190,7 +200,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   function choose(index: number): void {
     const it = row(index);
     if (!it) return;
-    chosen = it[0];
+    [chosen, going] = [it[0], -1];
     rows.element.setAttribute("aria-activedescendant", `${key}-${index}`);
     rows.show(index);
     asks.choose(chosen);
@@ -199,13 +209,10 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   }
 
   async function hunt(): Promise<void> {
-    search.value = "";
     let start = chosen + 1;
     for (;;) {
       const { found, next } = await asks.hunt(start);
       if (found !== null) {
-        reset();
-        await new Promise((done) => setTimeout(done, 60));
         goTo(found);
         break;
       }
@@ -219,10 +226,20 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     }
   }
 
-  function goTo(number: number, tries = 20): void {
-    rows.show(number);
-    if (row(number)) choose(number);
-    else if (tries) setTimeout(() => goTo(number, tries - 1), 50);
+  let going = -1; // what is to be chosen once its row is here
+
+  function goTo(number: number): void {
+    going = number;
+    if (search.value.trim()) {
+      search.value = "";
+      reset();
+    }
+    fetchPage(Math.floor(number / PAGE));
+    arrive();
+  }
+
+  function arrive(): void {
+    if (going >= 0 && row(going)) choose(going);
   }
 
   // One tensor ------------------------------------------------------------------------------------
@@ -280,7 +297,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   let typing = 0;
   endings.listen(search, "input", () => {
     clearTimeout(typing);
-    typing = window.setTimeout(reset, 120);
+    typing = window.setTimeout(() => reset(), 120);
   });
   endings.listen(hunting, "click", () => {
     hunting.disabled = true;
@@ -298,10 +315,10 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   });
 
   return {
-    show(named, howMany, size, withOther) {
+    show(named, howMany, size, withOther, first) {
       [count, compares] = [howMany, withOther];
       title.textContent = named;
-      rows.element.style.height = `${Math.min(LIST_MAX, Math.max(howMany, 2) * HEIGHT + 4)}px`;
+      rows.setHeight(Math.min(LIST_MAX, Math.max(howMany, 2) * HEIGHT + 4));
       summary = `${compact(howMany)} tensors, ${bytes(size)}`;
       told.textContent = summary;
       view.style.setProperty("--numbers", String((compares ? APART.length : NUMBERS.length) + 1));
@@ -309,7 +326,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
       chosen = -1;
       known.clear();
       about.classList.add("hidden");
-      reset();
+      reset(first);
     },
     setChosen(number) {
       if (number !== null && number !== chosen && number < count) goTo(number);

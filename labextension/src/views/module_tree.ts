@@ -1,22 +1,40 @@
 /** A model's modules as a tree: search, sizes, shapes, and what the last run did where. */
 import { h, replace } from "../kit/dom";
 import { exporting } from "../kit/export";
-import { Endings } from "../kit/host";
+import { Endings, own } from "../kit/host";
 import { type Line, linesPicture, ORANGE, SOFT } from "../kit/lines_picture";
 import { Rows } from "../kit/rows";
 import { root, speaker } from "../kit/sheet";
 import { compact, short } from "../kit/table";
 import { trouble } from "../kit/trouble";
 
+type Column = ArrayLike<number>;
+
 /** A row a module, in the order of `named_modules`; kinds and outputs are numbers of a list. */
 export interface Nodes {
   name: string[];
-  parent: number[];
-  kind: number[];
-  size: number[];
-  output: number[];
+  parent: Column;
+  kind: Column;
+  size: Column;
+  output: Column;
   kinds: string[];
   outputs: string[];
+}
+
+/** The same as Python sends it: names by line; parents, kinds and outputs as int32, sizes as float64. */
+export interface SentNodes {
+  names: string;
+  numbers: DataView;
+  sizes: DataView;
+  kinds: string[];
+  outputs: string[];
+}
+
+export function nodesOf({ names, numbers, sizes, kinds, outputs }: SentNodes): Nodes {
+  const name = names.split("\n");
+  const all = new Int32Array(own(numbers));
+  const column = (at: number): Int32Array => all.subarray(at * name.length, (at + 1) * name.length);
+  return { name, parent: column(0), kind: column(1), output: column(2), size: new Float64Array(own(sizes)), kinds, outputs };
 }
 
 export type Mark = "ran" | "read" | "written" | "paused";
@@ -38,14 +56,15 @@ export interface Asks {
 }
 
 export interface ModuleTreeView {
-  setNodes(title: string, nodes: Nodes): void;
+  /** New modules, or what has been learned of them, with their marks. */
+  setNodes(title: string, nodes: Nodes, marks?: Marks): void;
   setMarks(marks: Marks): void;
   /** Goes to the module of a path; `""` is the root, and where nothing was chosen yet nothing is. */
   setSelected(path: string): void;
   end(): void;
 }
 
-const HEIGHT = 24;
+const [HEIGHT, HIGH] = [24, 360];
 /** The strongest sign of a row is shown, and all of them are told. */
 const SIGNS: [Mark, string, string][] = [
   ["ran", "○", "ran"],
@@ -55,7 +74,6 @@ const SIGNS: [Mark, string, string][] = [
 ];
 const SHEET = `
 .insitu-module_tree .sides{display:grid;grid-template-columns:minmax(0,1fr) minmax(14rem,20rem);gap:10px}
-.insitu-module_tree .scroll{height:360px}
 .insitu-module_tree .row{display:flex;gap:8px;align-items:center;white-space:nowrap;padding-right:8px;cursor:default}
 .insitu-module_tree .row:hover{background:var(--tint)}
 .insitu-module_tree .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
@@ -77,8 +95,8 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   let nodes: Nodes = { name: [], parent: [], kind: [], size: [], output: [], kinds: [], outputs: [] };
   let marks = new Uint8Array();
   let within = new Uint8Array(); // what is marked anywhere below
-  let children: number[][] = [];
-  let depth: number[] = [];
+  let ends: Column = []; // the row after the last one below each
+  let depth: Column = [];
   let opened = new Set<number>();
   let found: Set<number> | null = null;
   let shown: number[] = [];
@@ -93,6 +111,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   const place = h("button", { type: "button", class: "hidden", title: "Show where the pass stands", click: () => reveal(standing) });
   const about = h("div", { class: "about", "aria-live": "polite" });
   const rows = new Rows(HEIGHT, draw, endings, { role: "tree", tabindex: "0", "aria-label": "Modules" });
+  rows.setHeight(HIGH);
   view.append(h("div", { class: "bar" }, title, search, count, legend, place, h("span", { class: "grow" }), exporting({ name: "modules", svg: picture, rows: table })), h("div", { class: "sides" }, rows.element, about));
 
   const path = (row: number): string => {
@@ -101,6 +120,12 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     const base = nodes.name[0] ?? "";
     return (base ? [base, ...parts] : parts).join(".");
   };
+  const isParent = (row: number): boolean => (ends[row] ?? 0) > row + 1;
+  const childrenOf = (row: number): number[] => {
+    const found: number[] = [];
+    for (let child = row + 1; child < (ends[row] ?? 0); child = ends[child] ?? Infinity) found.push(child);
+    return found;
+  };
   const kind = (row: number): string => nodes.kinds[nodes.kind[row] ?? 0] ?? "";
 
   function list(): void {
@@ -108,7 +133,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     const walk = (row: number): void => {
       if (found && !found.has(row)) return;
       shown.push(row);
-      if (found || opened.has(row)) for (const child of children[row] ?? []) walk(child);
+      if (found || opened.has(row)) for (const child of childrenOf(row)) walk(child);
     };
     if (nodes.name.length) walk(0);
     rows.setCount(shown.length);
@@ -138,9 +163,9 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
 
   function draw(index: number): HTMLElement {
     const row = shown[index] as number;
-    const below = (children[row] ?? []).length;
+    const below = isParent(row);
     const isOpen = found !== null || opened.has(row);
-    const isFolded = below > 0 && !isOpen;
+    const isFolded = below && !isOpen;
     const output = nodes.outputs[nodes.output[row] ?? 0];
     return h(
       "div",
@@ -169,9 +194,9 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   /** What is unfolded, or found, as it is drawn; not only what is scrolled into sight. */
   function picture(): SVGSVGElement | null {
     const line = (row: number): Line => {
-      const isFolded = (children[row] ?? []).length > 0 && found === null && !opened.has(row);
+      const isFolded = isParent(row) && found === null && !opened.has(row);
       const output = nodes.outputs[nodes.output[row] ?? 0];
-      const twist = (children[row] ?? []).length ? (isFolded ? "▸ " : "▾ ") : "  ";
+      const twist = isParent(row) ? (isFolded ? "▸ " : "▾ ") : "  ";
       const [, sign] = strongest(marks[row] ?? 0, isFolded ? (within[row] ?? 0) : 0);
       return {
         parts: [
@@ -246,17 +271,39 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     );
   }
 
+  /** Take marks over; false where there are none, and were none. */
+  function mark(given: Marks): boolean {
+    const wereMarked = isMarked;
+    isMarked = SIGNS.some(([name]) => (given[name] ?? []).length);
+    if (!isMarked && !wereMarked) return false;
+    marks = new Uint8Array(nodes.name.length);
+    within = new Uint8Array(nodes.name.length);
+    SIGNS.forEach(([name], bit) => {
+      const stretches = given[name] ?? [];
+      for (let at = 0; at + 1 < stretches.length; at += 2)
+        for (let row = stretches[at] as number; row <= (stretches[at + 1] as number) && row < marks.length; row++) marks[row] = (marks[row] as number) | (1 << bit);
+    });
+    for (let row = marks.length - 1; row > 0; row--) {
+      const parent = nodes.parent[row] as number;
+      within[parent] = (within[parent] as number) | (within[row] as number) | (marks[row] as number);
+    }
+    legend.classList.toggle("hidden", !isMarked);
+    standing = given.paused?.[0] ?? -1;
+    place.classList.toggle("hidden", standing < 0);
+    replace(place, "▶ ", h("code", {}, path(standing) || "model"));
+    return true;
+  }
+
   endings.listen(search, "input", seek);
   endings.listen(rows.element, "keydown", (event) => {
     const { key: pressed } = event as KeyboardEvent;
     const at = shown.indexOf(selected);
-    const below = children[selected] ?? [];
     const isOpen = opened.has(selected);
     const steps: Record<string, () => void> = {
       ArrowDown: () => choose(shown[Math.min(at + 1, shown.length - 1)] ?? 0),
       ArrowUp: () => choose(shown[Math.max(at - 1, 0)] ?? 0),
-      ArrowRight: () => (below.length && !isOpen ? toggle(selected, true) : choose(below[0] ?? selected)),
-      ArrowLeft: () => (below.length && isOpen ? toggle(selected, false) : choose(Math.max(nodes.parent[selected] ?? 0, 0))),
+      ArrowRight: () => (isParent(selected) && !isOpen ? toggle(selected, true) : choose(isParent(selected) ? selected + 1 : selected)),
+      ArrowLeft: () => (isParent(selected) && isOpen ? toggle(selected, false) : choose(Math.max(nodes.parent[selected] ?? 0, 0))),
       Home: () => choose(shown[0] ?? 0),
       End: () => choose(shown[shown.length - 1] ?? 0),
       Enter: () => toggle(selected),
@@ -267,42 +314,21 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   });
 
   return {
-    setNodes(named, given) {
+    setNodes(named, given, done = {}) {
       const isSame = given.name.length === nodes.name.length && given.name.every((name, row) => name === nodes.name[row] && given.parent[row] === nodes.parent[row]);
       nodes = given;
+      mark(done);
       if (isSame && nodes.name.length) return rows.refresh(); // shapes have been learned since
       title.textContent = named;
-      children = nodes.name.map(() => []);
-      depth = nodes.name.map(() => 0);
-      for (let row = 1; row < nodes.name.length; row++) {
-        const parent = nodes.parent[row] ?? 0;
-        children[parent]?.push(row);
-        depth[row] = (depth[parent] ?? 0) + 1;
-      }
+      [depth, ends] = shapeOf(nodes.parent);
       opened = new Set();
-      for (let row = 0; row >= 0 && (children[row] ?? []).length; row = children[row]?.find((child) => (children[child] ?? []).length) ?? -1) opened.add(row);
+      for (let row = 0; row >= 0 && isParent(row); row = childrenOf(row).find(isParent) ?? -1) opened.add(row);
       selected = -1;
       replace(about, h("p", { class: "soft" }, "Click a module, or walk with the arrow keys."));
       seek();
     },
     setMarks(given) {
-      marks = new Uint8Array(nodes.name.length);
-      within = new Uint8Array(nodes.name.length);
-      SIGNS.forEach(([name], bit) => {
-        const stretches = given[name] ?? [];
-        for (let at = 0; at + 1 < stretches.length; at += 2)
-          for (let row = stretches[at] as number; row <= (stretches[at + 1] as number) && row < marks.length; row++) marks[row] = (marks[row] as number) | (1 << bit);
-      });
-      for (let row = marks.length - 1; row > 0; row--) {
-        const parent = nodes.parent[row] as number;
-        within[parent] = (within[parent] as number) | (within[row] as number) | (marks[row] as number);
-      }
-      isMarked = marks.some((mark) => mark > 0);
-      legend.classList.toggle("hidden", !isMarked);
-      standing = given.paused?.[0] ?? -1;
-      place.classList.toggle("hidden", standing < 0);
-      replace(place, "▶ ", h("code", {}, path(standing) || "model"));
-      rows.refresh();
+      if (mark(given)) rows.refresh();
     },
     setSelected(wanted) {
       if (wanted === (selected < 0 ? "" : path(selected))) return;
@@ -311,6 +337,18 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     },
     end: () => endings.run(),
   };
+}
+
+/** How deep each row is, and the row after the last one below it: rows come before those inside them. */
+function shapeOf(parent: Column): [depth: Uint16Array, ends: Uint32Array] {
+  const [depth, ends] = [new Uint16Array(parent.length), new Uint32Array(parent.length)];
+  for (let row = 1; row < parent.length; row++) depth[row] = (depth[parent[row] as number] ?? 0) + 1;
+  for (let row = parent.length - 1; row >= 0; row--) {
+    ends[row] = Math.max(ends[row] as number, row + 1);
+    const above = parent[row] as number;
+    if (above >= 0) ends[above] = Math.max(ends[above] as number, ends[row] as number);
+  }
+  return [depth, ends];
 }
 
 /** The name and the sign that stand for what was done at a row or inside it, and all that was. */

@@ -213,11 +213,7 @@ export function remoteLog(el: HTMLElement, asks: Asks): RemoteLogView {
 
   function redrawNow(): void {
     drawing = 0;
-    rows.setCount(lines.shown.length);
-    if (isFollowing) {
-      rows.element.scrollTop = Math.max(0, lines.shown.length * HEIGHT - (rows.element.clientHeight || 320));
-      rows.refresh(true);
-    }
+    rows.setCount(lines.shown.length, isFollowing);
     follow.setAttribute("aria-pressed", String(isFollowing));
     follow.textContent = isFollowing || !unseen ? "Follow" : `Follow (${compact(unseen)} new)`;
     const here = lines.shown.length;
@@ -284,7 +280,7 @@ export function remoteLog(el: HTMLElement, asks: Asks): RemoteLogView {
       const gone = lines.add(batch);
       if (!isFollowing) {
         unseen += batch.texts.length;
-        rows.element.scrollTop -= gone * HEIGHT; // what is read stays where it is
+        rows.shift(gone); // what is read stays where it is
       }
       redraw();
     },

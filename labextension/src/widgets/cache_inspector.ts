@@ -15,7 +15,7 @@ export default widget(({ el, get, put, ask, answer, follow }) => {
     choose: (which) => put("chosen", which),
   });
   follow({
-    count: () => view.show(get("title"), get("count"), get("size_bytes"), get("compares")),
+    count: () => view.show(get("title"), get("count"), get("size_bytes"), get("compares"), get("first")),
     chosen: () => view.setChosen(get("chosen")),
   });
   return view;

@@ -1,15 +1,14 @@
 import { widget } from "../kit/widget";
-import { moduleTree } from "../views/module_tree";
+import { moduleTree, nodesOf } from "../views/module_tree";
 
 export default widget(({ el, endings, get, put, ask, follow }) => {
   const view = moduleTree(el, {
     select: (path) => put("selected", path),
     about: (row) => ask("about", { row }),
   });
-  const marks = (): void => view.setMarks(get("marks"));
   follow({
-    nodes: () => (view.setNodes(get("title"), get("nodes")), marks()),
-    marks,
+    nodes: () => view.setNodes(get("title"), nodesOf(get("nodes")), get("marks")),
+    marks: () => view.setMarks(get("marks")),
     selected: () => view.setSelected(get("selected")),
   });
   const name = Math.random().toString(36).slice(2);

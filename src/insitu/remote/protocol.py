@@ -14,6 +14,8 @@ VERSION = 1
 """Of the protocol; sent as `X-Protocol`."""
 
 MEDIA_TYPE = "application/x-insitu"
+EVENTS_TYPE = "application/x-insitu-events"
+"""Server-sent events, with the values of a `local()` part behind the event that tells of it."""
 
 State = Literal[
     "RECEIVED", "APPROVED", "QUEUED", "LOADING", "RUNNING",
@@ -117,7 +119,7 @@ class Local:
     """Counts the exchanges of a job, from 0."""
     index: int
     """Which of the parts that the client kept."""
-    payload: bytes
+    payload: bytes | bytearray
     """A container of the values it needs."""
 
 
@@ -180,5 +182,5 @@ class Workers(Protocol):
     async def cancel(self, job: str) -> None:
         """Make a running task's `run` return CANCELLED within two seconds."""
 
-    async def answer(self, job: str, number: int, payload: bytes) -> None:
+    async def answer(self, job: str, number: int, payload: bytes | bytearray) -> None:
         """The values that a `local()` part has given back."""

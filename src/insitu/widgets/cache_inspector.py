@@ -9,6 +9,7 @@ tensor, whatever its size.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from insitu.widgets.base import Widget
 PIXELS = 200
 """Across the picture of a tensor."""
 BINS = 60
-ROWS_SENT = 500
+ROWS_SENT, ROWS_FIRST = 500, 60
+"""So many rows a question, and with the view itself: none has to be asked for to see the first."""
 PATIENCE_S = 0.1
 """A search goes on for so long before it says how far it is."""
 
@@ -47,6 +49,8 @@ class CacheInspector(Widget):
     count = traitlets.Int().tag(sync=True)
     size_bytes = traitlets.Int().tag(sync=True)
     compares = traitlets.Bool().tag(sync=True)
+    first = traitlets.Dict().tag(sync=True)
+    """The first rows, as they would be answered."""
     chosen = traitlets.Int(None, allow_none=True).tag(sync=True)
 
     def __init__(self, given: Any, other: Any = None) -> None:
@@ -60,6 +64,7 @@ class CacheInspector(Widget):
             count=len(self._found),
             size_bytes=sum(it.size_bytes for it in self._found),
             compares=other is not None,
+            first=self.answer_rows({"first": 0, "end": ROWS_FIRST}),
         )
 
     @property
@@ -82,7 +87,8 @@ class CacheInspector(Widget):
     def answer_rows(self, given: dict[str, Any]) -> dict[str, Any]:
         """The rows `first` to `end` of those whose name holds the words looked for."""
         words = str(given.get("words", "")).lower()
-        wanted = [n for n, it in enumerate(self._found) if words in it.name.lower()]
+        every: Sequence[int] = range(len(self._found))
+        wanted = [n for n in every if words in self._found[n].name.lower()] if words else every
         shown = wanted[given["first"] : min(given["end"], given["first"] + ROWS_SENT)]
         rows = [(n, self._found[n]) for n in shown]
         return {

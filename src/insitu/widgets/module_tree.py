@@ -10,6 +10,7 @@ where a pass held open stands.
 """
 
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -48,7 +49,9 @@ class ModuleTree(Widget):
     front_end = "module_tree"
     title = traitlets.Unicode().tag(sync=True)
     nodes = traitlets.Dict().tag(sync=True)
-    """Columns, a row a module in the order of `named_modules`: name, parent, kind, size, output."""
+    """Columns, a row a module in the order of `named_modules`: `names` by line, `numbers` (int32:
+    of the parents, then of the kinds, then of the outputs), `sizes` (float64); what kinds and
+    outputs there are. In bytes, as ipywidgets looks at each part of a list: 20 ms for 10,000."""
     marks = traitlets.Dict().tag(sync=True)
     """Rows of each of `ran`, `read`, `written`, `paused`, as firsts and lasts of stretches."""
     selected = traitlets.Unicode().tag(sync=True)
@@ -66,7 +69,7 @@ class ModuleTree(Widget):
         self._followed: list[Following] = []
         self._by_hand: dict[str, set[int]] = {}
         self._news = Batches(self._tell, MARKED_EVERY_S)
-        self._number(node)
+        self._forget_rows(node)
         super().__init__(title=type(node._module).__name__, nodes=_columns(node))
         look_at(node._root, self)
 
@@ -93,8 +96,10 @@ class ModuleTree(Widget):
         if self.comm is None or run.kind == SCAN:
             return None
         if run.root._module is not self._whole():
-            self._number(self._there())  # its weights have been loaded since
+            self._forget_rows(self._there())  # its weights have been loaded since
         following = Following(run, self._rows, self._news.soon)
+        if len(self._rows) != self.nodes["names"].count("\n") + 1:  # some were added since
+            self.nodes = _columns(self._there())
         self._followed = [it for it in self._followed if not it.is_over] + [following]
         self._by_hand = {}
         self._news.soon()
@@ -147,13 +152,21 @@ class ModuleTree(Widget):
             "paused": next((standing(run) for run in opened if run.root is node._root), ""),
         }
 
-    def _number(self, node: WrappedModule) -> None:
-        """Give the modules their rows; the tree keeps none of them alive."""
+    def _forget_rows(self, node: WrappedModule) -> None:
+        """Number the modules anew when that is needed next: not for the first view."""
         self._whole = weakref.ref(node._root._module)
-        self._rows = weakref.WeakKeyDictionary(
-            (module, row) for row, module in enumerate(_modules(node._module))
-        )
+        self._numbered: weakref.WeakKeyDictionary[nn.Module, int] | None = None
         self._learned: list[int] = []
+
+    @property
+    def _rows(self) -> "weakref.WeakKeyDictionary[nn.Module, int]":
+        """The row of each module; the tree keeps none of them alive."""
+        rows = self._numbered
+        if rows is None:
+            modules = _modules(self._there()._module)
+            rows = weakref.WeakKeyDictionary((module, row) for row, module in enumerate(modules))
+            self._numbered = rows
+        return rows
 
     def _tell(self) -> None:
         """Show what passes have done by now."""
@@ -189,7 +202,24 @@ def _modules(root: nn.Module) -> Iterator[nn.Module]:
         if module not in seen:
             seen.add(module)
             yield module
-            left += [child for child in reversed(module._modules.values()) if child is not None]
+            if module._modules:
+                left += [it for it in reversed(module._modules.values()) if it is not None]
+
+
+def _walk(node: WrappedModule) -> Iterator[tuple[str, nn.Module, int]]:
+    """The same with the name of each and the row of what it is in; the first has its whole path."""
+    seen: set[nn.Module] = set()
+    left = [("" if node._parent is None else node._path, node._module, -1)]
+    while left:
+        found = left.pop()
+        module = found[1]
+        if module not in seen:
+            row = len(seen)
+            seen.add(module)
+            yield found
+            if module._modules:
+                below = reversed(module._modules.items())
+                left += [(name, it, row) for name, it in below if it is not None]
 
 
 def _stretches(rows: set[int]) -> list[int]:
@@ -205,32 +235,35 @@ def _stretches(rows: set[int]) -> list[int]:
 
 def _columns(node: WrappedModule) -> dict[str, Any]:
     """The rows of the tree as columns; a kind and an output are told once and numbered."""
-    outputs: dict[nn.Module, str] = {}
+    shown: dict[nn.Module, str] = {}
     for order in reversed(node._root._orders.values()):
-        outputs.update((module, seen.output) for module, seen in order.called.items())
+        shown.update((module, seen.output) for module, seen in order.called.items())
+    names: list[str] = []
+    parents, of_kind, with_output = array("i"), array("i"), array("i")
+    sizes = array("d")
     kinds: dict[str, int] = {}
-    shapes: dict[str, int] = {"": 0}
-    rows: dict[nn.Module, int] = {}
-    columns: dict[str, list[Any]] = {n: [] for n in ("name", "parent", "kind", "size", "output")}
-
+    outputs: dict[str, int] = {"": 0}
     counted: set[int] = set()  # a weight that is used twice counts where it is met first
-
-    def add(name: str, module: nn.Module, parent: int) -> None:
-        rows[module] = row = len(rows)
+    for name, module, parent in _walk(node):
+        names.append(name)
+        parents.append(parent)
+        of_kind.append(kinds.setdefault(type(module).__name__, len(kinds)))
+        with_output.append(outputs.setdefault(shown[module], len(outputs)) if module in shown else 0)
         own = 0
-        for parameter in module._parameters.values():
-            if parameter is not None and id(parameter) not in counted:
-                counted.add(id(parameter))
-                own += parameter.numel()
-        kind = kinds.setdefault(type(module).__name__, len(kinds))
-        shape = shapes.setdefault(outputs.get(module, ""), len(shapes))
-        for column, value in zip(columns.values(), (name, parent, kind, own, shape), strict=True):
-            column.append(value)
-        for further, child in module._modules.items():
-            if child is not None and child not in rows:
-                add(further, child, row)
-
-    add("" if node._parent is None else node._path, node._module, -1)
-    for row in range(len(rows) - 1, 0, -1):
-        columns["size"][columns["parent"][row]] += columns["size"][row]
-    return {**columns, "kinds": list(kinds), "outputs": list(shapes)}
+        if module._parameters:
+            for parameter in module._parameters.values():
+                if parameter is not None and id(parameter) not in counted:
+                    counted.add(id(parameter))
+                    own += parameter.numel()
+        sizes.append(own)
+    for row in range(len(names) - 1, 0, -1):
+        sizes[parents[row]] += sizes[row]
+    if any("\n" in name for name in names):
+        names = [name.replace("\n", "\N{SYMBOL FOR NEWLINE}") for name in names]
+    return {
+        "names": "\n".join(names),
+        "numbers": (parents + of_kind + with_output).tobytes(),
+        "sizes": sizes.tobytes(),
+        "kinds": list(kinds),
+        "outputs": list(outputs),
+    }

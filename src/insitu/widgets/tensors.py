@@ -8,8 +8,7 @@ A tensor on disk or on a GPU comes over when it is looked at, and goes again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +24,7 @@ _SAFE = 1e12
 """The squares of so large numbers, summed, may pass float32."""
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
     """A tensor and where it is from."""
 
     name: str
@@ -78,7 +76,13 @@ def of(given: Any) -> list[Named]:
             "a cache, a tensor, or a dict or list of them can be inspected.",
             "give one of those, such as cache or {'hidden': tensor}.",
         )
-    return [it for name, value in parts for it in _named(name, 0, value)]
+    found: list[Named] = []
+    for name, value in parts:
+        if isinstance(value, Tensor):
+            found.append(Named(name, 0, value))
+        else:
+            found += _named(name, 0, value)
+    return found
 
 
 def _of_records(records: Mapping[str, Any]) -> Iterator[Named]:

@@ -46,7 +46,7 @@ class Link(Protocol):
     def token(self, step: int, ids: tuple[int, ...]) -> None:
         """New tokens, one for each row."""
 
-    def local(self, index: int, payload: bytes) -> bytes:
+    def local(self, index: int, payload: bytes) -> bytes | bytearray:
         """Have a `local()` part run on the user's machine, and wait for what it gives."""
 
 

@@ -10,6 +10,7 @@ HTTP library and never longer than was said, and nothing that comes is ever unpi
 
 import ipaddress
 import os
+import socket
 import threading
 import time
 import warnings
@@ -17,12 +18,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
 
 from insitu.errors import InsituWarning, ServerUnreachableError, UsageError
 from insitu.remote.client import refusals, words
@@ -35,11 +37,16 @@ READ_S = 30.0
 ANSWER_BYTES = 8 * 2**20
 """Of an answer that is JSON."""
 PIECE_BYTES = 2**20
+BUFFER_BYTES = 2**21
+"""Of a connection within this machine."""
+
+Body = bytes | bytearray | memoryview
 
 _BROKEN = (
     requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError,
 )  # fmt: skip
 _KEPT = 8
+_SEND, _RECEIVE = socket.SO_SNDBUF, socket.SO_RCVBUF
 _connections: "OrderedDict[tuple[str, str | None, int], Connection]" = OrderedDict()
 _connections_lock = threading.Lock()
 
@@ -141,6 +148,8 @@ class Connection:
             )
         self.key = key
         self._session = _session(key, is_near)
+        self._asking: requests.PreparedRequest | None = None
+        """A request with what all of them have."""
         self._info: dict[str, Any] | None = None
         if key and self.url.startswith("http:") and not is_near:
             warnings.warn(
@@ -180,7 +189,7 @@ class Connection:
         method: str,
         path: str,
         *,
-        body: bytes | None = None,
+        body: Body | None = None,
         headers: Mapping[str, str] | None = None,
         read_s: float = READ_S,
     ) -> Answer:
@@ -190,12 +199,8 @@ class Connection:
             ServerUnreachableError: nothing answers, or not in time.
             ServerRefusedError: the server says no.
         """
-        url = self.url + path
         try:
-            response = self._session.request(
-                method, url, data=body, headers=dict(headers or {}), stream=True,
-                allow_redirects=False, timeout=(CONNECT_S, read_s),
-            )  # fmt: skip
+            response = self._sent(method, path, body, headers or {}, read_s)
         except _BROKEN as error:
             raise unreachable(self.url, error) from _shown(error)
         answer = Answer(response, self.url)
@@ -204,12 +209,37 @@ class Connection:
         with answer:
             raise refusals.of(answer)
 
+    def _sent(
+        self,
+        method: str,
+        path: str,
+        body: Body | None,
+        headers: Mapping[str, str],
+        read_s: float,
+    ) -> requests.Response:
+        """Ask; the session's own `request` does twice as much, 0.15 ms, that is not wanted here.
+
+        There are no redirects, cookies or hooks. Proxies and certificates are as the environment
+        has them now.
+        """
+        if self._asking is None:
+            self._asking = self._session.prepare_request(requests.Request("GET", self.url + "/"))
+        request = self._asking.copy()
+        request.method, request.url = method, f"{request.url}"[:-1] + path
+        request.headers.update(headers)
+        if body is not None:
+            request.body = cast(bytes, body)
+            request.headers["Content-Length"] = str(len(body))
+        settings = self._session.merge_environment_settings(request.url, {}, True, None, None)
+        adapter = self._session.get_adapter(request.url)
+        return adapter.send(request, timeout=(CONNECT_S, read_s), **settings)
+
     def ask(
         self,
         method: str,
         path: str,
         *,
-        body: bytes | None = None,
+        body: Body | None = None,
         headers: Mapping[str, str] | None = None,
         most: int = ANSWER_BYTES,
         read_s: float = READ_S,
@@ -290,6 +320,10 @@ def _session(key: str | None, is_near: bool) -> requests.Session:
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers.update({"X-Protocol": str(VERSION), "Accept-Encoding": "identity"})
     adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT, max_retries=0)
+    if is_near:  # a megabyte crosses at once; further away the system finds what fits
+        more = [(socket.SOL_SOCKET, name, BUFFER_BYTES) for name in (_SEND, _RECEIVE)]
+        options = [*HTTPConnection.default_socket_options, *more]
+        adapter.init_poolmanager(1, _KEPT, socket_options=options)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session

@@ -35,6 +35,8 @@ class Said:
     number: int
     kind: str
     told: dict[str, Any]
+    values: bytearray | None = None
+    """The container that followed it."""
 
 
 class Parser:

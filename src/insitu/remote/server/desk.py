@@ -285,7 +285,7 @@ class Desk:
         except Exception:  # `_overdue` ends the job without them
             log.exception("workers did not cancel", extra={"job": id})
 
-    async def answer(self, job: Job, number: int, payload: bytes) -> None:
+    async def answer(self, job: Job, number: int, payload: bytes | bytearray) -> None:
         """The values that a client's `local()` part gave back.
 
         Raises:

@@ -123,7 +123,7 @@ async def paced(body: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
         yield part
 
 
-async def collected(body: AsyncIterator[bytes], most: int) -> bytes:
+async def collected(body: AsyncIterator[bytes], most: int) -> bytearray:
     """A whole body in memory.
 
     Raises:
@@ -132,7 +132,7 @@ async def collected(body: AsyncIterator[bytes], most: int) -> bytes:
     found = bytearray()
     async for part in paced(body, most):
         found += part
-    return bytes(found)
+    return found
 
 
 def sha256_of(file: Path) -> tuple[int, str]:

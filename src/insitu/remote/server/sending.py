@@ -57,7 +57,8 @@ async def follow_job(server: Server, request: Request) -> ASGIApp:
     row = job_of(server, caller, request)
     said = request.headers.get("last-event-id") or request.query_params.get("after")
     after = whole_number(said, "Last-Event-ID", 0)
-    return server.follow(caller.name, row["id"], after)
+    accept = request.headers.get("accept", "")
+    return server.follow(caller.name, row["id"], after, accept)
 
 
 async def send_result(server: Server, request: Request) -> ASGIApp:
@@ -84,7 +85,7 @@ async def send_values(server: Server, request: Request) -> Response:
     job = server.desk.live.get(row["id"])
     if job is None or job.waiting is None or job.waiting.number != number:
         raise not_waiting(number)
-    return Response(job.waiting.payload, media_type=MEDIA_TYPE)
+    return Response(memoryview(job.waiting.payload), media_type=MEDIA_TYPE)
 
 
 def _no_result(row: Row, over: bool) -> Refusal:

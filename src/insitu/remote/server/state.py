@@ -81,8 +81,8 @@ class Server:
         """The models that jobs may name."""
         return self.desk.workers.models()
 
-    def follow(self, user: str, job: str, after: int) -> Events:
-        """A stream of a job's events.
+    def follow(self, user: str, job: str, after: int, accept: str = "") -> Events:
+        """A stream of a job's events, of a media type that the reader accepts.
 
         Raises:
             Refusal: too many are open.
@@ -96,7 +96,7 @@ class Server:
                 "Close those of jobs that nobody looks at.",
                 {"Retry-After": "5"},
             )
-        return Events(self.desk, job, after, self.streams)
+        return Events(self.desk, job, after, self.streams, accept)
 
     def owner(self, job: str) -> str | None:
         """Whose a job of this process is."""

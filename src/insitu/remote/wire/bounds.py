@@ -8,7 +8,6 @@ memory than it allowed. Nothing here needs torch.
 """
 
 import contextlib
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -42,9 +41,8 @@ def refusal(why: str) -> WireError:
 class Inflated:
     """A zstd stream that is inflated piece by piece, and counted."""
 
-    def __init__(self, data: "bytes | memoryview | BinaryIO", most: int) -> None:
+    def __init__(self, source: memoryview | BinaryIO, most: int) -> None:
         unpacker = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
-        source: Any = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
         self._reader = unpacker.stream_reader(
             source, read_size=_CHUNK_BYTES, read_across_frames=True, closefd=False
         )

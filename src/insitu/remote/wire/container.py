@@ -9,7 +9,6 @@ Numbers are little-endian, the header is UTF-8. Both sides read it as written by
 `bounds`. docs/protocol.md tells the format in full.
 """
 
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -152,8 +151,8 @@ def _check_size(size_bytes: int, most: int | None) -> None:
 
 def _opened(data: Data, most: int) -> Inflated:
     if isinstance(data, (bytes, bytearray, memoryview)):
-        start, rest = bytes(data[: len(MAGIC) + 1]), memoryview(data)[len(MAGIC) + 1 :]
-        source: Any = io.BytesIO(rest)
+        start = bytes(data[: len(MAGIC) + 1])
+        source: Any = memoryview(data)[len(start) :]
     else:
         start, source = data.read(len(MAGIC) + 1), data
     if start[: len(MAGIC)] != MAGIC or len(start) <= len(MAGIC):

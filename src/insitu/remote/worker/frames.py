@@ -2,12 +2,12 @@
 
     send(fd, "log", {"text": "tensor(5.4688)", "tags": []})
     inbox = Inbox(FROM_JOB)
-    for frame in inbox.feed(os.read(fd, 65536)):
+    for frame in inbox.took(socket.recv_into(inbox.room())):
         frame.kind, frame.head, frame.body
 
 Every frame begins with twelve bytes: a mark, the kind, the length of the head, the length of the
 body. What a reader accepts is fixed beforehand, kind by kind; lengths are looked at before a byte
-of them is kept. A job process is hostile: what it sends too long, too deep or too odd raises
+of them is kept, and a length takes no more memory than has come, or 4 MB. A job process is hostile: what it sends too long, too deep or too odd raises
 FrameError, which ends that job and nothing else.
 """
 
@@ -28,7 +28,12 @@ HEAD_MOST = 256 * 1024
 """Of one head: a fault of 8,000 characters and 30 places takes 160 KB at worst."""
 CONTROL_MOST = 64 * 1024
 """Of one message between server and model process."""
+PIECE_BYTES = 64 * 1024
+"""What is read at once of small messages; a larger body is read to where it stays."""
 _DEPTH_MOST = 8
+_AT_ONCE_BYTES = 4 * 2**20  # taken for a body on its length alone; then as much as has come
+
+Body = bytes | bytearray | memoryview
 
 
 class FrameError(ValueError):
@@ -41,7 +46,7 @@ class Frame:
 
     kind: str
     head: dict[str, Any]
-    body: bytes = b""
+    body: bytes | bytearray = b""
 
 
 def packed(kind: str, head: Mapping[str, Any], body_bytes: int = 0) -> bytes:
@@ -53,18 +58,20 @@ def packed(kind: str, head: Mapping[str, Any], body_bytes: int = 0) -> bytes:
     return _PREFIX.pack(_MARK, KINDS.index(kind), len(text), body_bytes) + text
 
 
-def send(fd: int, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+def send(fd: int, kind: str, head: Mapping[str, Any], body: Body = b"") -> None:
     """Write a frame and wait until it is written."""
-    write_all(fd, packed(kind, head, len(body)))
-    if body:
-        write_all(fd, body)
+    write_all(fd, packed(kind, head, len(body)), body)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """`os.write` until nothing is left; a jailed process may not call `send`."""
-    rest = memoryview(data)
+def write_all(fd: int, *parts: Body) -> None:
+    """`os.writev` until nothing is left; a jailed process may not call `send`."""
+    rest = [memoryview(part) for part in parts if len(part)]
     while rest:
-        rest = rest[os.write(fd, rest) :]
+        count = os.writev(fd, rest)
+        while rest and count >= len(rest[0]):
+            count -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][count:]
 
 
 def receive(fd: int, most: Mapping[str, int]) -> Frame | None:
@@ -79,7 +86,7 @@ def receive(fd: int, most: Mapping[str, int]) -> Frame | None:
     return Frame(kind, _read_head(head), body)
 
 
-def _read_exactly(fd: int, size: int) -> bytes | None:
+def _read_exactly(fd: int, size: int) -> bytearray | None:
     data = bytearray(size)
     rest = memoryview(data)
     while rest:
@@ -87,11 +94,13 @@ def _read_exactly(fd: int, size: int) -> bytes | None:
         if not got:
             return None
         rest = rest[got:]
-    return bytes(data)
+    return data
 
 
 class Inbox:
-    """Puts frames together from pieces of a stream.
+    """Puts frames together from a stream; the bytes of a large body are read to where they stay.
+
+        inbox.took(socket.recv_into(inbox.room()))      # or: inbox.feed(piece)
 
     Args:
         most: the kinds that are expected, each with how many bytes its body may have.
@@ -99,36 +108,65 @@ class Inbox:
 
     def __init__(self, most: Mapping[str, int]) -> None:
         self._most = most
+        self._piece = memoryview(bytearray(PIECE_BYTES))
         self._data = bytearray()
         self._next: tuple[str, int, int] | None = None
+        self._large: Frame | None = None
+        """A message whose body comes in parts, and how much of it is there."""
+        self._filled = 0
 
-    def feed(self, piece: bytes) -> list[Frame]:
-        """Take a piece; give the frames that it completes.
+    def room(self) -> memoryview:
+        """Where the next bytes are to be read to."""
+        if self._large is None:
+            return self._piece
+        return memoryview(self._large.body)[self._filled :]
+
+    def took(self, count: int) -> list[Frame]:
+        """So many bytes were read to `room()`; the frames that they complete.
 
         Raises:
             FrameError: the stream is not one of frames as expected; it cannot be read further.
         """
-        self._data += piece
+        if self._large is None:
+            return self.feed(self._piece[:count])
+        self._filled += count
+        return self._grown(self._large)
+
+    def feed(self, piece: Body) -> list[Frame]:
+        """Take a piece; give the frames that it completes.
+
+        Raises:
+            FrameError: as `took`.
+        """
         frames = []
+        rest = memoryview(piece)
+        while self._large is not None and rest:
+            room = self.room()
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            rest = rest[count:]
+            frames += self.took(count)
+        self._data += rest
         at = 0
         while (frame := self._take(at)) is not None:
             frames.append(frame)
             at += self._length(frame)
         del self._data[:at]
+        self._begin_large()
         return frames
 
     def _take(self, at: int) -> Frame | None:
         if self._next is None:
             if len(self._data) - at < _PREFIX.size:
                 return None
-            self._next = _checked(bytes(self._data[at : at + _PREFIX.size]), self._most)
+            self._next = _checked(self._data[at : at + _PREFIX.size], self._most)
         kind, head_bytes, body_bytes = self._next
         start = at + _PREFIX.size
         middle, end = start + head_bytes, start + head_bytes + body_bytes
         if len(self._data) < end:
             return None
-        head = _read_head(bytes(self._data[start:middle]))
-        return Frame(kind, head, bytes(memoryview(self._data)[middle:end]))
+        head = _read_head(self._data[start:middle])
+        return Frame(kind, head, self._data[middle:end])
 
     def _length(self, frame: Frame) -> int:
         assert self._next is not None
@@ -136,8 +174,37 @@ class Inbox:
         self._next = None
         return _PREFIX.size + head_bytes + body_bytes
 
+    def _begin_large(self) -> None:
+        """Give the body of a frame whose head is there memory of its own."""
+        if self._next is None:
+            return
+        kind, head_bytes, body_bytes = self._next
+        start = _PREFIX.size + head_bytes
+        if body_bytes <= PIECE_BYTES or len(self._data) < start:
+            return
+        head = _read_head(self._data[_PREFIX.size : start])
+        self._filled = len(self._data) - start
+        body = bytearray(min(body_bytes, max(_AT_ONCE_BYTES, 2 * self._filled)))
+        body[: self._filled] = memoryview(self._data)[start:]
+        self._data = bytearray()
+        self._large = Frame(kind, head, body)
 
-def _checked(prefix: bytes, most: Mapping[str, int]) -> tuple[str, int, int]:
+    def _grown(self, large: Frame) -> list[Frame]:
+        """A frame that is whole; memory for as much again where it is not, and there is none."""
+        assert self._next is not None
+        body, body_bytes = large.body, self._next[2]
+        if self._filled < len(body):
+            return []
+        if self._filled == body_bytes:
+            self._next = self._large = None
+            return [large]
+        more = bytearray(min(body_bytes, 2 * len(body)))
+        more[: len(body)] = body
+        self._large = Frame(large.kind, large.head, more)
+        return []
+
+
+def _checked(prefix: bytes | bytearray, most: Mapping[str, int]) -> tuple[str, int, int]:
     mark, number, head_bytes, body_bytes = _PREFIX.unpack(prefix)
     if mark != _MARK or number >= len(KINDS) or KINDS[number] not in most:
         raise FrameError("bytes that are no message of a job")
@@ -151,7 +218,7 @@ def _checked(prefix: bytes, most: Mapping[str, int]) -> tuple[str, int, int]:
     return kind, head_bytes, body_bytes
 
 
-def _read_head(text: bytes) -> dict[str, Any]:
+def _read_head(text: bytes | bytearray) -> dict[str, Any]:
     if _too_deep(text):
         raise FrameError("a message whose head is nested too deeply")
     try:
@@ -163,7 +230,7 @@ def _read_head(text: bytes) -> dict[str, Any]:
     return head
 
 
-def _too_deep(text: bytes) -> bool:
+def _too_deep(text: bytes | bytearray) -> bool:
     """True where the brackets may be nested more than any message of ours; text counts too."""
     if text.count(b"[") + text.count(b"{") <= _DEPTH_MOST:
         return False

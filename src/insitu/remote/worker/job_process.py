@@ -81,7 +81,7 @@ class JobLink:
         if self._counts():
             frames.send(self._fd, "token", {"step": step, "ids": list(ids)[: messages.ROWS_MOST]})
 
-    def local(self, index: int, payload: bytes) -> bytes:
+    def local(self, index: int, payload: bytes) -> bytes | bytearray:
         """Have a part run on the user's machine; its answer.
 
         Raises:

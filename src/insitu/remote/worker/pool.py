@@ -133,7 +133,7 @@ class Pool:
         if job in self._jobs:
             self._jobs[job].end("CANCELLED")
 
-    async def answer(self, job: str, number: int, payload: bytes) -> None:
+    async def answer(self, job: str, number: int, payload: bytes | bytearray) -> None:
         """The values that a `local()` part has given back.
 
         Raises:

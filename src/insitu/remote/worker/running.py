@@ -19,7 +19,6 @@ from insitu.remote.protocol import Ended, Fault, Local, Log, Task, Told
 from insitu.remote.worker import messages
 from insitu.remote.worker.frames import Frame, FrameError, Inbox, packed
 
-_PIECE = 1 << 20
 _BUFFER = 1 << 21
 _LINGER_S = 1.0
 """So long a process may take to end after it has said that its job is over."""
@@ -85,14 +84,14 @@ class Running:
         if self._end is None:
             return
         try:
-            piece = self._end.recv(_PIECE)
+            count = self._end.recv_into(self._inbox.room())
         except (BlockingIOError, ConnectionResetError):
             return
-        if not piece:
+        if not count:
             self._loop.remove_reader(self._end.fileno())
             return
         try:
-            for frame in self._inbox.feed(piece):
+            for frame in self._inbox.took(count):
                 self._take(frame)
         except FrameError as error:
             self._loop.remove_reader(self._end.fileno())
@@ -132,7 +131,7 @@ class Running:
         self._since = self._loop.time()
         self._timer = self._loop.call_later(max(0.0, left), self._local_too_long)
 
-    async def answer(self, number: int, payload: bytes) -> None:
+    async def answer(self, number: int, payload: bytes | bytearray) -> None:
         """Send the values that a `local()` part gave.
 
         Raises:
@@ -144,7 +143,7 @@ class Running:
         self._local_s += self._loop.time() - self._since
         self._run_clock()
         head = packed("answer", {"number": number}, len(payload))
-        sending = asyncio.ensure_future(self._send(head, payload))
+        sending = asyncio.ensure_future(self._send(self._end, head, payload))
         both: set[asyncio.Future[Any]] = {sending, self.over}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():  # the job is over, and reads no further
@@ -152,11 +151,14 @@ class Running:
         with contextlib.suppress(asyncio.CancelledError, ConnectionError, OSError):
             await sending
 
-    async def _send(self, head: bytes, payload: bytes) -> None:
-        for part in (head, payload):
-            if self._end is None:  # the job has ended meanwhile
-                return
-            await self._loop.sock_sendall(self._end, part)
+    async def _send(self, end: socket.socket, head: bytes, payload: bytes | bytearray) -> None:
+        try:
+            count = end.sendmsg([head, payload])
+        except BlockingIOError:
+            count = 0
+        for part in (memoryview(head)[count:], memoryview(payload)[max(0, count - len(head)) :]):
+            if part and self._end is not None:  # else the job has ended meanwhile
+                await self._loop.sock_sendall(end, part)
 
     # Its clocks ----------------------------------------------------------------------------------
 
@@ -245,8 +247,8 @@ class Running:
         if self._end is None or self._verdict is not None:
             return
         with contextlib.suppress(BlockingIOError, ConnectionResetError, FrameError):
-            while self._said is None and (piece := self._end.recv(_PIECE)):
-                for frame in self._inbox.feed(piece):
+            while self._said is None and (count := self._end.recv_into(self._inbox.room())):
+                for frame in self._inbox.took(count):
                     self._take(frame)
 
     def _finish(self, ended: Ended) -> None:
