@@ -23,8 +23,7 @@ lab: $(VENV)/lab
 # The specification, the notebooks, and the acceptance suite where it is there.
 test: $(VENV)/dev $(BUNDLE)
 	$(NPM) test --silent
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/notebook -m "not slow and not gpu and not network"
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network" tests/notebook
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not network"
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -W default notebooks
 	@if [ -d $(ACCEPTANCE) ]; then \
 	  $(BIN)/python -m pytest -W default --rootdir=$(ACCEPTANCE) -p no:cacheprovider -q $(ACCEPTANCE); \

@@ -13,9 +13,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from leftovers import ours_on, unparked
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
+from traitlets.config import Config
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from insitu import DiffusionModel, LanguageModel, NNsight
@@ -35,6 +37,23 @@ TEXT = (
     "The Eiffel Tower is in the city of Paris. The Colosseum is in the city of Rome. "
     "Buckingham Palace is in the city of London. Once upon a time a model was read in its place. "
 )
+
+
+@pytest.fixture(scope="session")
+def one_shell():
+    """IPython's shell, of which a process has one."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    yield InteractiveShell.instance(config=config)
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def bare_shell(one_shell):
+    """A shell without the extension."""
+    yield one_shell
+    one_shell.reset(new_session=False)
 
 
 @pytest.fixture

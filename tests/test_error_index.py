@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from traitlets.config import Config
 
 import insitu
 from insitu import errors
@@ -117,23 +115,12 @@ def made():
     return names
 
 
-@pytest.fixture(scope="module")
-def one_shell():
-    is_ours = not InteractiveShell.initialized()
-    config = Config()
-    config.HistoryManager.enabled = False
-    yield InteractiveShell.instance(config=config)
-    if is_ours:
-        InteractiveShell.clear_instance()
-
-
 @pytest.fixture
-def shell(one_shell, made):
-    one_shell.run_line_magic("load_ext", "insitu")
-    one_shell.user_ns.update({name: made[name] for name in ("net", "x", "model", "llm", "prompt")})
-    yield one_shell
-    one_shell.run_line_magic("unload_ext", "insitu")
-    one_shell.reset(new_session=False)
+def shell(bare_shell, made):
+    bare_shell.run_line_magic("load_ext", "insitu")
+    bare_shell.user_ns.update({name: made[name] for name in ("net", "x", "model", "llm", "prompt")})
+    yield bare_shell
+    bare_shell.run_line_magic("unload_ext", "insitu")
 
 
 def raised_by(entry, request):

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from traitlets.config import Config
 
 
 @dataclass
@@ -23,23 +21,6 @@ class Shown:
     @property
     def text(self):
         return next(d["text/plain"] for d in self.displayed if "text/html" in d)
-
-
-@pytest.fixture(scope="session")
-def one_shell():
-    config = Config()
-    config.HistoryManager.enabled = False
-    config.InteractiveShell.colors = "nocolor"
-    shell = InteractiveShell.instance(config=config)
-    yield shell
-    InteractiveShell.clear_instance()
-
-
-@pytest.fixture
-def bare_shell(one_shell):
-    """A shell without the extension."""
-    yield one_shell
-    one_shell.reset(new_session=False)
 
 
 @pytest.fixture

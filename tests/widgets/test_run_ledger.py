@@ -6,8 +6,6 @@ from pathlib import Path
 import nbformat
 import pytest
 from asking import value_of
-from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
 
 import insitu
 from insitu.errors import InsituWarning, UsageError
@@ -29,20 +27,12 @@ def own():
 
 
 @pytest.fixture
-def shell(llm):
-    config = Config()
-    config.HistoryManager.enabled = False
-    config.InteractiveShell.colors = "nocolor"
-    is_ours = not InteractiveShell.initialized()
-    shell = InteractiveShell.instance(config=config)
-    shell.run_line_magic("load_ext", "insitu")
-    shell.user_ns["model"] = llm
-    yield shell
-    shell.run_line_magic("unload_ext", "insitu")
-    shell.reset(new_session=False)
+def shell(bare_shell, llm):
+    bare_shell.run_line_magic("load_ext", "insitu")
+    bare_shell.user_ns["model"] = llm
+    yield bare_shell
+    bare_shell.run_line_magic("unload_ext", "insitu")
     ledger.clear()
-    if is_ours:
-        InteractiveShell.clear_instance()
 
 
 def two(own):
