@@ -8,6 +8,8 @@ import torch
 
 from insitu import InputError
 from insitu.engine.batch import Rows, join, plan, put, rows_of, stack, take, tensors
+from insitu.engine.batch_dims import BatchDims
+from insitu.engine.order import INPUT, OUTPUT
 
 
 def anything(path, tensor):
@@ -127,3 +129,152 @@ def test_values_are_stacked_row_below_row():
     assert joined[:, 0].tolist() == [0, 1, 1]
     assert number == 1
     assert table is bias
+
+
+def test_a_tensor_without_the_rows_it_should_have_is_named():
+    a = torch.rand(2, 5)
+    with pytest.raises(InputError, match=r"invoke 2 does not fit.*float32\[3, 7\] has not 2 rows"):
+        join([((a, torch.rand(2, 7)), {}), ((a, torch.rand(3, 7)), {})])
+
+
+def test_what_cannot_be_compared_counts_as_different():
+    class Vague:
+        def __eq__(self, other):
+            raise ValueError("which of them?")
+
+        __hash__ = None
+
+    a, vague = torch.rand(1, 5), Vague()
+    assert join([((a, vague), {}), ((a, vague), {})]).args[1] is vague
+    with pytest.raises(InputError, match="Vague and Vague differ"):
+        join([((a, Vague()), {}), ((a, Vague()), {})])
+
+
+def test_a_single_number_belongs_to_no_rows():
+    rows, number = Rows(1, 1, 3), torch.tensor(2.0)
+    assert take({"loss": number}, rows, anything)["loss"] is number
+    other = torch.tensor(3.0)
+    assert put((number, torch.zeros(3)), (other, torch.ones(1)), rows, anything)[0] is other
+    parts = {Rows(0, 1, 2): number, Rows(1, 1, 2): other}
+    assert stack(parts, anything) is number
+
+
+# Rows in pieces: each image without its prompt and, below them all, each with it ------------------
+
+GUIDED = {0: (Rows(0, 1, 4), Rows(2, 1, 4)), 1: (Rows(1, 1, 4), Rows(3, 1, 4))}
+
+
+def guided(path, tensor):
+    return GUIDED
+
+
+@pytest.fixture
+def images():
+    return torch.arange(8.0).reshape(4, 2)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_rows_in_pieces_are_taken_one_below_the_other(images, number):
+    rows = Rows(number, 1, 2)
+    part = take((images,), rows, guided)[0]
+    assert torch.equal(part, images[[number, number + 2]])
+    part[:] = -1
+    assert (images >= 0).all()  # it is a copy
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_rows_in_pieces_are_put_back_where_they_stood(images, number):
+    rows, wanted = Rows(number, 1, 2), images.clone()
+    part = take(images, rows, guided)
+    changed = put(images, part * 10, rows, guided, given=part)
+    wanted[[number, number + 2]] *= 10
+    assert torch.equal(changed, wanted)
+    assert torch.equal(images, torch.arange(8.0).reshape(4, 2))
+
+
+def test_an_edited_copy_of_rows_in_pieces_is_copied_back_and_another_is_not(images):
+    rows, wanted = Rows(1, 1, 2), images.clone()
+    part = take(images, rows, guided)
+    version = images._version
+    assert put(images, part, rows, guided, given=part) is images
+    assert images._version == version
+    part += 100
+    wanted[[1, 3]] += 100
+    assert put(images, part, rows, guided, given=part) is images  # whoever holds it sees the edit
+    assert torch.equal(images, wanted)
+
+
+def test_gradients_come_by_way_of_a_copy_of_rows_in_pieces(images):
+    whole = images.requires_grad_() * 1
+    part = take(whole, Rows(0, 1, 2), guided)
+    edited = part * 1
+    edited.mul_(3)
+    put(whole, edited, Rows(0, 1, 2), guided, given=part).sum().backward()
+    assert images.grad[:, 0].tolist() == [3, 1, 3, 1]
+
+
+def test_rows_in_pieces_are_stacked_in_their_order(images):
+    parts = {Rows(n, 1, 2): images[[n, n + 2]] for n in (1, 0)}
+    assert torch.equal(stack(parts, guided), images)
+
+
+# Which tensors hold the batch ---------------------------------------------------------------------
+
+
+class Call:
+    """A call of two prompts, whose images are told apart."""
+
+    def __init__(self, module, x, apart=None):
+        self.module, self.args, self.kwargs, self.apart = module, (x,), {}, apart
+
+
+class Apart:
+    inputs = frozenset()
+    sizes = frozenset({2})
+    knows_all = False
+
+    def split(self, key, path, tensor):
+        return GUIDED if len(tensor) == 4 else None
+
+
+class Root:
+    def __init__(self, module):
+        self._module, self._sizes, self._batched = module, None, {}
+
+
+def test_a_call_that_tells_whose_rows_are_whose_is_asked_first():
+    net = torch.nn.Linear(5, 7)
+    dims = BatchDims(Root(net), Call(net, torch.rand(2, 5), Apart()), 2)
+    whose = dims.at(net, OUTPUT)
+    assert whose((), torch.rand(4, 7)) is GUIDED
+    assert whose((), torch.rand(2, 7)) is True
+    assert not dims.in_pieces
+
+
+def test_a_call_that_knows_all_is_not_made_to_find_out():
+    def forward(x):
+        raise AssertionError("this ran")
+
+    net = torch.nn.Linear(2, 2)  # of the batch's own size, so others would be scanned
+    net.forward = forward
+    known = Apart()
+    known.knows_all = known.in_pieces = True
+    root = Root(net)
+    dims = BatchDims(root, Call(net, torch.rand(2, 2), known), 2)
+    assert dims.in_pieces
+    assert root._batched == {}
+    assert dims.at(net, INPUT)((), torch.rand(4, 2)) is GUIDED
+
+
+def test_arguments_that_are_no_tensors_are_scanned_as_they_are():
+    class Scaled(torch.nn.Linear):
+        def forward(self, x, by, *, more=()):
+            return torch.nn.functional.linear(x, self.weight) * by + sum(more), self.weight * by
+
+    net = Scaled(2, 2)
+    call = Call(net, torch.rand(2, 2))
+    call.args, call.kwargs = (torch.rand(2, 2), 3.0), {"more": [1, 2]}
+    whose = BatchDims(Root(net), call, 2).at(net, OUTPUT)
+    rows, table = net(*call.args, **call.kwargs)
+    assert whose((0,), rows)
+    assert not whose((1,), table)

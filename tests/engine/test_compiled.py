@@ -1,5 +1,7 @@
 """torch.compile: a pass runs what it stops in as it was written, and leaves it compiled."""
 
+import threading
+
 import peft
 import pytest
 import reference
@@ -138,3 +140,63 @@ def test_a_wrapped_language_model_generates_step_by_step(wrapper, dynamo):
     torch.testing.assert_close(seen[0], states[0])
     torch.testing.assert_close(seen[1], states[1])
     torch.testing.assert_close(torch.stack(out.logits), torch.stack(expected.logits))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compile", [in_place, a_forward])
+def test_a_compiled_part_is_read_on_both_sides_by_passes_inside_each_other(compile, dynamo):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(WIDTH, 6), nn.Tanh(), part(), nn.Linear(6, 2))
+    x = torch.randn(ROWS)
+    bare = net(x)
+    given, (inner,) = net[1](net[0](x)), reference.outputs(net, ["2"], x)["2"]
+    net = compile(net)
+    net(x)
+    outer_model, inner_model = NNsight(net), NNsight(net)
+    with outer_model.trace(x):
+        outer_model[0].output
+        for model in (outer_model, inner_model):
+            model[2]._refresh()
+        with inner_model.trace(x):
+            theirs = inner_model[2].output
+        mine = outer_model[2].input
+        out = outer_model[2].output
+        outer_model[2].output = out * 0
+        last = outer_model.output
+    torch.testing.assert_close(theirs, inner)
+    torch.testing.assert_close(mine, given)
+    torch.testing.assert_close(out, inner)
+    torch.testing.assert_close(last, net[3](torch.zeros(3, 6)))
+    torch.testing.assert_close(net(x), bare)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_thread_runs_compiled_what_a_pass_runs_as_written(dynamo):
+    torch.manual_seed(0)
+    net, x, ran = nn.Sequential(nn.Linear(WIDTH, 6), part(), nn.Tanh()), torch.randn(ROWS), []
+
+    def backend(graph, inputs):
+        def run(*given):
+            ran.append(threading.get_ident())
+            return graph.forward(*given)
+
+        return run
+
+    bare, (hidden,) = net(x), reference.outputs(net, ["1"], x)["1"]
+    net[1].forward = torch.compile(net[1].forward, backend=backend)
+    net(x)
+    model, seen = NNsight(net), []
+    with model.trace(x):
+        pass  # so that the next pass arms no more than it stops at
+    ran.clear()
+    with model.trace(x):
+        given = model[1].output
+        thread = threading.Thread(target=lambda: seen.append(net(x)))
+        thread.start()
+        thread.join()
+        out = model.output
+    assert ran == [thread.ident]
+    for value, wanted in ((seen[0], bare), (out, bare), (given, hidden)):
+        torch.testing.assert_close(value, wanted)
+    net(x)
+    assert ran[1:] == [threading.get_ident()]

@@ -189,3 +189,14 @@ def test_an_edit_needs_no_trace_to_be_made(net, x):
         model.layer1.output[:] = 0
     handle.remove()
     assert not ran
+
+
+def test_an_edit_of_what_comes_after_the_steps_runs_once(llm):
+    with llm.edit() as edited:
+        llm.generator.output[:, -1] = 7
+    with edited.generate("Once upon a time", max_new_tokens=3) as tracer:
+        ids = tracer.result
+    with llm.generate("Once upon a time", max_new_tokens=3) as tracer:
+        plain = tracer.result
+    assert ids[0, -1] == 7
+    assert torch.equal(ids[:, :-1], plain[:, :-1])

@@ -733,3 +733,54 @@ def test_loading_runs_none_of_the_text(net, file, capsys):
 def test_the_names_a_body_reads_before_it_stores_them(text, wants):
     names = {"a", "b", "c", "d", "f", "g", "h", "i", "k", "r", "x", "y", "A", "E", "suppress"}
     assert needed(compile(text, "", "exec"), names) == set(wants.split())
+
+
+def test_two_edits_with_one_name_for_different_tensors_keep_both(net, x, file):
+    model = NNsight(net)
+    for factor in (1.0, 2.0):
+        direction = torch.full((10,), factor)
+        with model.edit() as edited:
+            model.layer1.output[:] += direction
+        model = edited
+    loaded = again(model, file)
+    assert torch.equal(loaded(x), net.layer2(net.layer1(x) + 1 + 2))
+    with safe_open(file, framework="pt") as opened:
+        assert sorted(opened.keys()) == ["direction", "direction~1"]
+
+
+def test_what_only_this_program_has_is_refused(net, file):
+    made, bounds = type(json)("made_here"), slice(torch.tensor(0), None)
+    model = NNsight(net)
+    with model.edit() as with_module:
+        model.layer1.output[:] *= made.factor
+    with model.edit() as with_slice:
+        model.layer1.output[bounds] *= 2
+    with pytest.raises(UsageError, match="made is the module made_here"):
+        with_module.save_edits(file)
+    with pytest.raises(UsageError, match="bounds is a slice"):
+        with_slice.save_edits(file)
+
+
+class LearnsEntrance:
+    """Knows the first layer by a further name, once it is asked for."""
+
+    def offered(self, node, name):
+        if name != "entrance" or node._parent is not None:
+            return False
+        node._root.rename({"layer1": "entrance"})
+        return True
+
+    def listed(self, node):
+        return ["entrance"]
+
+
+def test_a_name_that_a_model_learns_when_asked_is_one_of_its_names(net, x, file):
+    model = NNsight(net, rename={"layer1": "entrance"})
+    with model.edit() as edited:
+        model.entrance.output[:] = 0
+    edited.save_edits(file)
+    with pytest.raises(EditsFileError, match="entrance"):
+        NNsight(net).load_edits(file)
+    other = NNsight(net)
+    other.__dict__["_more_names"] = LearnsEntrance()
+    assert torch.equal(other.load_edits(file)(x), net.layer2(torch.zeros(1, 10)))

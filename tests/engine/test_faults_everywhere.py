@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
+import weakref
 from threading import get_ident
 
 import pytest
@@ -220,7 +221,8 @@ def test_a_fault_anywhere_is_the_users_own_and_leaves_nothing(net, x, fault, pla
     else:
         assert len(lines) == 1
     if place in MODEL and fault != "interrupt from outside":
-        assert frames[-1].filename == __file__
+        last = [frame for frame in frames if frame.filename != weakref.__file__][-1]
+        assert last.filename == __file__  # measured, a recursion may end in coverage's own tables
     net.box.clear()
     assert state(net) == before
     assert_works(net, x)

@@ -12,6 +12,7 @@ from torch import nn
 
 import insitu
 from insitu import NNsight
+from insitu.engine import held, running, switch
 
 PROMPT = "Once upon a time"
 
@@ -322,3 +323,80 @@ def test_values_along_a_held_pass_are_what_hooks_see(llm):
     for path in paths:
         assert torch.equal(run.until(path).value, expected[path][0])
     run.close()
+
+
+# Ends ---------------------------------------------------------------------------------------------
+
+
+def test_at_exit_each_thread_closes_its_own_passes(net, x):
+    """As the interpreter does at its end; see test_faults_everywhere for a real one."""
+    mine, theirs = NNsight(net).open(x).step(), []
+    begun, ended = threading.Event(), threading.Event()
+
+    def hold():
+        theirs.append(NNsight(net).open(x).step())
+        begun.set()
+        ended.wait(30)
+        theirs[0].close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert begun.wait(30)
+    try:
+        held._close_all()
+        assert mine.where == "closed"
+        assert theirs[0].where == "layer1.output"
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_pass_of_a_thread_that_has_ended_is_closed_and_forgotten(net, x):
+    runs = []
+    in_a_thread(lambda: runs.append(NNsight(net).open(x).step()))
+    before = dict(switch._left)
+    runs.pop().close()
+    assert switch._left == before
+    with NNsight(net).trace(x) as tracer:
+        out = tracer.result
+    assert torch.equal(out, net(x))
+
+
+def test_the_passes_around_a_piece_of_code_are_found_from_the_inside(net, x):
+    model, other = NNsight(net), NNsight(nn.Linear(5, 5))
+    assert running.around_here() == []
+    run = model.open(x)
+    with model.trace(x) as outer, other.trace(x) as inner:
+        around = running.around_here()
+        elsewhere = []
+        in_a_thread(lambda: elsewhere.extend(running.around_here()))
+    assert around == [run._pass, inner._run, outer._run]
+    assert elsewhere == []
+    run.close()
+
+
+def test_who_has_stopped_listening_is_forgotten_at_the_next_move(net, x):
+    class Listener:
+        moves = 0
+
+        def heard(self):
+            Listener.moves += 1
+
+    gone, there = Listener(), Listener()
+    with NNsight(net).open(x) as run:
+        run.on_move(gone.heard)
+        run.on_move(there.heard)
+        del gone
+        run.step()
+        assert Listener.moves == 1
+        run.step()
+        assert Listener.moves == 2
+
+
+def test_a_module_that_stands_at_its_input_can_be_looked_at_and_changed(net, x):
+    with NNsight(net).open(x) as run:
+        run.until("layer2.input")
+        assert run.where == "layer2.input"
+        assert torch.equal(run.value[0][0], net.layer1(x))
+        assert repr(run).startswith("<pass at layer2.input: ")
+        assert torch.equal(run.finish(), net(x))

@@ -3,6 +3,7 @@
 import gc
 
 import pytest
+import torch
 
 from insitu import NNsight
 from insitu.engine.beside import Watcher
@@ -66,6 +67,46 @@ def test_who_watches_one_pass_and_who_follows_all_are_both_told(net, x):
         model.layer1.output[:] = 0
     assert [visit.written for visit in recorder.visits] == ["edited in place"]
     assert ("arrived", "layer1") in view.told
+
+
+def test_an_onlooker_is_told_of_inputs_and_of_skips(net, x):
+    model, view = NNsight(net), View()
+    look_at(model, view)
+    for _ in range(2):
+        view.told.clear()
+        with model.trace(x):
+            model.layer1.input
+            model.layer2.skip(torch.zeros(1, 2))
+            out = model.output
+        assert view.told == [
+            *(("follow", "trace"), ("arrived", "layer1"), ("leaving",)),
+            *(("skipped", "layer2"), ("arrived", "model"), ("leaving",)),
+        ]
+        assert not out.any()
+
+
+def test_an_input_that_the_block_writes_is_told_as_written(net, x):
+    model, recorder = NNsight(net), Recorder()
+    tracer = model.trace(x)
+    tracer.watch = recorder
+    with tracer:
+        model.layer2.input[:] = 0
+        out = model.output
+    assert [(visit.path, visit.written) for visit in recorder.visits][:1] == [
+        ("layer2.input", "edited in place")
+    ]
+    assert torch.equal(out, net.layer2(torch.zeros(1, 10)))
+
+
+def test_when_one_of_two_looks_away_the_other_goes_on(net, x):
+    model, one, other = NNsight(net), View(), View()
+    look_at(model, one)
+    look_at(model, other)
+    look_away(model, one)
+    with model.trace(x):
+        model.layer1.output
+    assert one.told == []
+    assert ("arrived", "layer1") in other.told
 
 
 def test_what_an_onlooker_raises_does_not_reach_the_pass(net, x):

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES
 from torch import nn
 
-from insitu import LanguageModel, NNsight, UsageError
+from insitu import LanguageModel, NNsight, OutOfOrderError, UnknownModuleError, UsageError
 
 WIDTH, ROWS = 4, (3, 4)
 
@@ -31,6 +31,24 @@ def traced(net):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.trace(net, torch.randn(ROWS))
+
+
+def test_what_is_in_torchscript_is_listed_and_named_all_the_same():
+    net = mlp()
+    net[2] = scripted(net[2])
+    model = NNsight(net)
+    inside = model[2]
+    assert [node._path for node in inside] == ["2.0", "2.1"]
+    assert inside[0] is inside[-2]
+    assert len(inside) == 2
+    assert {"0", "1", "output"} <= set(dir(inside))
+    assert [node._path for node in model._nodes()] == ["model", "0", "1", "2", "2.0", "2.1", "3"]
+    with pytest.raises(UnknownModuleError, match=r"2 has no .*'wrong'"):
+        inside.wrong
+    with pytest.raises(OutOfOrderError, match=r"3\.output \(line \d+\)"):  # a path in an error
+        with model.trace(torch.rand(ROWS)):
+            model[3].output
+            model[2].output
 
 
 @pytest.mark.parametrize("make", [scripted, traced])

@@ -5,6 +5,7 @@ import torch
 
 import insitu
 from insitu import NNsight
+from insitu.engine.save import keeping
 
 SAVED = [
     torch.ones(2), [1], {"a": 1}, (1, 2), {1}, frozenset({1}), 3, 2.5, True, "text", b"bytes",
@@ -68,3 +69,43 @@ def test_saving_in_a_pass_held_open(net, x):
     hidden = model.layer1.output.save()
     run.finish()
     assert torch.equal(hidden, net.layer1(x))
+
+
+def test_what_is_saved_within_is_kept_by_identity_and_only_there(net, x):
+    model = NNsight(net)
+    with keeping() as kept:
+        with model.trace(x) as tracer:
+            hidden = model.layer1.output.save()
+            norms = [1.0].save()
+            cache = tracer.cache().save()
+            with keeping() as inner:
+                inside = (1,).save()
+        after = {}.save()  # where values are sent back, the end of the trace is not the end
+    assert list(map(id, kept.values())) == list(kept)
+    assert [value is it for value, it in zip(
+        kept.values(), (hidden, norms, cache, after), strict=True
+    )] == [True] * 4  # fmt: skip
+    assert list(inner.values()) == [inside]
+    with pytest.raises(insitu.NoTraceError):
+        insitu.save(1)
+
+
+def test_a_cache_is_saved_by_its_method_where_a_trace_runs(net, x):
+    with NNsight(net).trace(x) as tracer:
+        cache = tracer.cache()
+        assert cache.save() is cache
+    with pytest.raises(insitu.NoTraceError, match="outside a trace"):
+        cache.save()
+
+
+def test_a_local_part_of_a_block_that_runs_here_changes_nothing(net, x):
+    model = NNsight(net)
+    with model.trace(x):
+        hidden = model.layer1.output
+        with insitu.local():
+            doubled = hidden * 2
+        model.layer1.output = doubled
+        out = model.output
+    assert torch.equal(out, net.layer2(net.layer1(x) * 2))
+    with pytest.raises(KeyError, match="mine"), model.trace(x), insitu.local():
+        raise KeyError("mine")

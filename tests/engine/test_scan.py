@@ -6,6 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from insitu import NNsight, OutOfOrderError, ScanError
+from insitu.engine.fakes import fake_tensors, on_fakes
 
 
 def test_a_scan_gives_shapes_and_computes_nothing(net, x):
@@ -132,3 +133,61 @@ def test_a_grouped_product_has_its_shape_in_every_dtype(dtype):
     with NNsight(net).scan(x, offs) as tracer:
         out = [(part.shape, part.dtype) for part in tracer.result]
     assert out == real
+
+
+def test_a_grouped_product_of_parts_that_do_not_fit_is_refused_as_torch_refuses_it():
+    one, other = torch.zeros(6, 8), torch.zeros(2, 4, 3)
+    offsets = torch.tensor([3, 6], dtype=torch.int32)
+    with fake_tensors(nn.Identity()):
+        with pytest.raises(RuntimeError, match="needs one inner size, and got 8 and 4"):
+            torch.ops.aten._grouped_mm(one, other, offsets)
+
+
+def test_what_torch_checks_of_values_holds_in_a_scan():
+    class Checks(nn.Module):
+        def forward(self, x):
+            torch._check_tensor_all(x >= 0, lambda: "a value is below zero")
+            return x * 2
+
+    model = NNsight(Checks())
+    with model.scan(-torch.ones(2, 3)):
+        shape = model.output.shape
+    assert tuple(shape) == (2, 3)
+    with pytest.raises(RuntimeError, match="below zero"):
+        with model.trace(-torch.ones(2, 3)):
+            model.output
+
+
+def test_whether_one_computes_on_fakes_is_known_inside(net, x):
+    assert not on_fakes()
+    with fake_tensors(net):
+        assert on_fakes()
+    assert not on_fakes()
+
+
+def test_a_block_that_needs_values_after_the_model_has_run_says_so(net, x):
+    class Decides(nn.Module):
+        def forward(self, x):
+            return x * 2 if x.sum().item() > 0 else x
+
+    model = NNsight(nn.Sequential(nn.Identity(), Decides()))
+    with pytest.raises(ScanError, match="needs real values") as caught:
+        with model.scan(x):
+            model[0].output  # the error comes when the rest of the model runs
+    assert caught.value.__cause__ is not None
+
+
+def test_a_model_without_an_input_is_scanned():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self):
+            return self.weight * 2
+
+    model = NNsight(Constant())
+    with model.scan() as tracer:
+        with tracer.invoke():
+            shape = model.output.shape
+    assert tuple(shape) == (3,)

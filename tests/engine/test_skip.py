@@ -253,19 +253,78 @@ def test_a_profiler_sees_calls_return():
     assert calls.count("call") == calls.count("return")
 
 
-def test_coverage_sees_the_body(tmp_path):
+def covered(tmp_path, program):
+    """What a program says that coverage.py runs; its measurements are in the folder."""
     site = str(pathlib.Path(pytest.importorskip("coverage").__file__).parents[1])
     environment = {**STUB, "PYTHONPATH": os.pathsep.join((STUB["PYTHONPATH"], site))}
+    environment.pop("COVERAGE_FILE", None)
     path = tmp_path / "covered.py"
-    path.write_text("from fake_trace import now\nwith now(1) as a:\n    b = a\n    c = b\nd = 1\n")
-    run = subprocess.run(
-        [sys.executable, "-m", "coverage", "run", "--include", str(path), str(path)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    lines = subprocess.run(
-        [sys.executable, "-c", "import coverage, sys; data = coverage.CoverageData(); data.read(); "
-         "print(sorted(data.lines(sys.argv[1])))", str(path)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert lines.stdout == "[1, 2, 3, 4, 5]\n", lines.stderr
+    path.write_text(program)
+    asked = (
+        "import coverage, sys; data = coverage.CoverageData(); data.read(); "
+        "print(sorted(data.lines(sys.argv[1])))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, *arguments],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+        )
+        for arguments in (
+            ["-m", "coverage", "run", "--include", str(path), str(path)], ["-c", asked, str(path)],
+        )
+    ]  # fmt: skip
+    assert runs[0].returncode == 0, runs[0].stderr
+    return runs[0].stdout, runs[1].stdout
+
+
+def test_coverage_sees_the_body(tmp_path):
+    program = "from fake_trace import now\nwith now(1) as a:\n    b = a\n    c = b\nd = 1\n"
+    assert covered(tmp_path, program) == ("", "[1, 2, 3, 4, 5]\n")
+
+
+def test_under_coverage_a_skip_keeps_nothing_of_its_caller(tmp_path):
+    program = """
+import gc, weakref
+from fake_trace import now
+
+class Big:
+    pass
+
+def block():
+    big = Big()
+    with now(1) as a:
+        b = a
+    return weakref.ref(big)
+
+gc.disable()
+print(block()())
+"""
+    assert covered(tmp_path, program)[0] == "None\n"
+
+
+def test_an_error_of_a_body_tells_of_no_skip_however_deep():
+    def block():
+        with now(1):
+            try:
+                raise LookupError("first")
+            except LookupError:
+                raise KeyError("second")  # noqa: B904
+
+    with pytest.raises(KeyError, match="second") as caught:
+        block()
+    chain, error = [], caught.value
+    while error is not None:
+        chain.append(type(error).__name__)
+        error = error.__context__
+    assert chain == ["KeyError", "LookupError"]
+
+
+def test_a_function_that_keeps_its_locals_keeps_what_is_in_them():
+    def block():
+        a = 1
+        mine = locals()
+        with now(2) as b:
+            c = a + b
+        return a, b, c, mine["a"]
+
+    assert block() == (1, 2, 3, 1)

@@ -314,3 +314,43 @@ def test_a_plain_trace_has_one_step(llm, net, x):
         out = tracer.result
     assert [step for step, _ in steps] == [0]
     assert torch.equal(out, net(x))
+
+
+def test_a_loop_begins_with_the_step_in_which_something_was_read(llm):
+    with llm.generate(PROMPT, max_new_tokens=3) as tracer:
+        first = llm.transformer.h[0].output[0]
+        steps = []
+        for step in tracer.iter[:]:
+            steps.append((step, llm.lm_head.output[:, -1]))
+    assert [step for step, _ in steps] == [0, 1, 2]
+    assert all(map(torch.equal, [logits for _, logits in steps], last_logits(llm, 3)))
+    assert first.shape[1] > 1
+
+
+def test_a_loop_over_steps_after_the_end_is_empty(llm):
+    with llm.generate(PROMPT, max_new_tokens=2) as tracer:
+        steps = [step for step in tracer.iter[:]]  # noqa: C416
+        late = [step for step in tracer.iter[5:]]  # noqa: C416
+        out = tracer.result
+        later = [step for step in tracer.iter[7:]]  # noqa: C416
+    assert (steps, late, later) == ([0, 1], [], [])
+    assert torch.equal(out, generated(llm, 2)())
+
+
+def test_next_after_a_read_is_the_next_call_of_what_was_read(net, x):
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.inner(self.inner(x))
+
+    twice = Twice()
+    model = NNsight(twice)
+    with model.trace(x) as tracer:
+        first = model.inner.output
+        assert tracer.next() == 1
+        second = model.inner.output
+    assert torch.equal(first, twice.inner(x))
+    assert torch.equal(second, twice(x))

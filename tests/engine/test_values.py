@@ -217,3 +217,33 @@ def test_a_skip_that_does_not_fit_what_the_module_returned_is_refused(net, x):
     with model.trace(x):
         out = model.output
     assert torch.equal(out, net(x))
+
+
+def test_a_dict_is_replaced_by_a_dict_alone(x):
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"h": x * 2}
+
+    model = NNsight(nn.Sequential(Named()))
+    with pytest.raises(insitu.WriteError, match=r"does not fit: float32\[1, 5\], not dict"):
+        with model.trace(x):
+            model[0].output = torch.zeros(1, 5)
+    with model.trace(x):
+        model[0].output = {"h": torch.zeros(1, 5)}
+        out = model.output
+    assert not out["h"].any()
+
+
+def test_none_is_no_value_for_what_a_module_returns(x):
+    class Opaque:
+        pass
+
+    class Gives(nn.Module):
+        def forward(self, x):
+            return Opaque()
+
+    model = NNsight(nn.Sequential(Gives()))
+    for value in (None, insitu.force(None)):
+        with pytest.raises(insitu.WriteError, match=r"None cannot be written to 0\.output"):
+            with model.trace(x):
+                model[0].output = value

@@ -27,7 +27,7 @@ from insitu.engine.compiled import COMPILED_CALL, out_of_graphs, run_as_written
 from insitu.engine.modes import swap
 from insitu.engine.opaque import reached, refuse
 from insitu.engine.stopping import Forward, Stopping
-from insitu.engine.switch import Exit, getcurrent
+from insitu.engine.switch import getcurrent
 
 Placed = tuple[dict[str, Any], Any, Any]
 """An instance's `__dict__`, the wrapper that was put there, and what was there before."""
@@ -83,9 +83,7 @@ class AtOutput(Stopping):
             run.model_modes = grad
         else:
             run.model_modes = swap(run.block_modes)
-        run.to_block()
-        if run.closed:
-            raise Exit
+        run.to_block()  # a pass that is closed throws Exit here
         return run.value
 
 

@@ -104,6 +104,11 @@ def mount(frame: FrameType, run: Any) -> bool:
     return True
 
 
+def can_go_back() -> bool:
+    """Whether a trace is open whose code says `backward`."""
+    return bool(_mounts)
+
+
 def unmount(run: Any) -> None:
     """Put torch's own method back, if this is the last to go. Safe to call twice."""
     global _original, _replacement

@@ -1,6 +1,6 @@
 """Activation checkpointing (`torch.utils.checkpoint`): a pass runs what it wraps without it.
 
-    begin(run)      # when a pass starts; undone when it ends
+    begin(run)      # when a pass starts that may come to one; undone when it ends
 
 A checkpoint drops what its function computed, and computes it again in the backward. By then the
 block's edits are gone: the gradients would be those of another model, without a word (with
@@ -19,8 +19,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from insitu.engine.switch import getcurrent
 
 _MODULE = "torch.utils.checkpoint"
@@ -33,11 +31,7 @@ _own: dict[str, Any] = {}
 
 
 def begin(run: Any) -> None:
-    """Let a pass run what comes in a checkpoint as it is."""
-    if run.order is not None and not (
-        (run.order.checkpoints or run.root._module.training) and torch.is_grad_enabled()
-    ):
-        return
+    """Let a pass that starts run what comes in a checkpoint as it is."""
     if _MODULE not in sys.modules:
         return
     with _lock:

@@ -60,8 +60,6 @@ def _can_come(run: Checked, node: Node, kind: int) -> bool:
 
 def may_skip(run: Checked, node: Node, module: nn.Module) -> None:
     """Raise if a module has begun, and no call of it can follow that could be skipped."""
-    if run.closed:
-        raise misses.pass_is_over(run)
     place = run.single.get(module)
     begun = module is run.at_output or (place is not None and place[1] < run.here)
     if run.observation is not None:

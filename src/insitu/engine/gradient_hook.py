@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from insitu.engine.modes import swap
-from insitu.engine.switch import Exit, getcurrent
+from insitu.engine.switch import getcurrent
 
 _grad_mode = torch.is_grad_enabled
 _to_grad_mode = torch._C._set_grad_enabled
@@ -64,8 +64,6 @@ def _arrival(run: Any, tensor: Tensor) -> Callable[[Tensor | None], Tensor | Non
         else:
             run.backward_modes = swap(run.block_modes)
         run.to_block()
-        if run.closed:
-            raise Exit
         value = run.value
         return None if value is grad else value
 

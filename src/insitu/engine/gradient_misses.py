@@ -46,9 +46,7 @@ def require_grad(run: Explained, tensor: Tensor) -> None:
 
 
 def require_grad_of_loss(run: Explained, tensor: Tensor) -> None:
-    """Raise if the loss remembers nothing of what it was computed from."""
-    if not isinstance(run.tensors, Tensor) or run.tensors.requires_grad:
-        return
+    """Raise, for the loss remembers nothing of what it was computed from."""
     name = _name(run, tensor)
     why = "nothing it was computed from did, or it was computed under no_grad()."
     if tensor._is_view() and tensor.is_leaf:

@@ -335,8 +335,6 @@ class Backward(TorchFunctionMode):
         self.want, self.at, self.value = None, tensor, value
         self.backward_modes = swap(self.block_modes)
         self.to_block()
-        if self.closed:
-            raise Exit
 
     def keep(self, tensor: Tensor, grad: Tensor | None) -> None:
         """A gradient passes that nobody waits for now: the block may ask for it later."""
@@ -385,7 +383,9 @@ class Backward(TorchFunctionMode):
     def _clear(self) -> None:
         self.error = None
         self._settle()
+        still = {"mounted": True, "before": self.before} if self.mounted else {}  # in its thread
         self.__dict__.clear()
+        self.__dict__.update(still)
         self.started = self.ended = self.closed = True
 
 

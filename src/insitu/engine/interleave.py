@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from insitu.engine import blame, checkpoints, checks, met, misses
+from insitu.engine import blame, brought, checkpoints, checks, met, misses
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.beside import Beside, Watcher
 from insitu.engine.compiled import out_of_graphs
@@ -184,6 +184,7 @@ class Pass(Arming):
         """The call's arguments; they stay readable while the pass stands at the module's output."""
         module = node._module
         if module is self.at_input or module is self.at_output:
+            self.args, self.kwargs = brought.whole((self.args, self.kwargs))
             return self.args, self.kwargs
         if module not in self.inputs:
             checks.still_open(self, node, INPUT)
@@ -347,6 +348,7 @@ class Pass(Arming):
         """Run the pass to its end and return what the traced call returned."""
         if not self.ended:
             self.resume()
+        self.result = brought.whole(self.result)
         return self.result
 
     def finish(self) -> Any:
@@ -378,10 +380,20 @@ class Pass(Arming):
             self.error = None
             if self.lanes is not None:
                 self.lanes.close()
-            self._clear()
-        ends, self.ends = self.ends, None
-        for tell in ends or ():
-            tell(failed)
+            if not self.cleared or self.worker is not None:
+                self._clear()
+        if self.ends is not None:
+            self._tell_ends(failed)
+
+    def _tell_ends(self, failed: bool) -> None:
+        """Tell everyone, also when one of them fails: a cache may find its disk full."""
+        while self.ends:
+            tell = self.ends.pop(0)
+            try:
+                tell(failed)
+            except BaseException:
+                self._tell_ends(failed)
+                raise
 
     # The model's side ------------------------------------------------------------------------
 
@@ -397,7 +409,9 @@ class Pass(Arming):
     def _make_ready(self) -> None:
         if self.order is None:
             self._observe()
-        checkpoints.begin(self)
+        order = self.order
+        if order is None or ((order.checkpoints or self.whole.training) and _grad()):
+            checkpoints.begin(self)
         if self.prepare is not None:
             prepare, self.prepare = self.prepare, None
             try:
@@ -573,8 +587,6 @@ class Pass(Arming):
     def _hand_over(self) -> None:
         self.model_modes = swap(self.block_modes)
         self.to_block()
-        if self.closed:
-            raise Exit
 
     def end_steps(self) -> None:
         """The traced call says that no step follows: a loop over steps ends here."""

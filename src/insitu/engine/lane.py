@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from insitu.engine import blame, checks, met, misses
+from insitu.engine import blame, brought, checks, met, misses
 from insitu.engine.arming import Node
 from insitu.engine.batch import Rows, put, take
 from insitu.engine.batch_dims import BatchDims
@@ -151,9 +151,11 @@ class Lane:
             self._ask(node, key, INPUT, depth)
             if self.at_input is not key:
                 raise self._missed(node, INPUT)
-        elif not self.sliced and self.rows is not None:
+        elif not self.sliced:
             self.sliced = True
-            call = take((self.args, self.kwargs), self.rows, self._dims().at(key, INPUT))
+            call = brought.whole((self.args, self.kwargs))
+            if self.rows is not None:
+                call = take(call, self.rows, self._dims().at(key, INPUT))
             self.args, self.kwargs = call
         return self.args, self.kwargs
 
@@ -192,11 +194,12 @@ class Lane:
         """Wait for what the traced call returns."""
         if not self.lanes.over:
             self._wait(AT_RESULT, None)
+        result = self.run.result = brought.whole(self.run.result)
         if self.rows is None:
-            return self.run.result
+            return result
         if (result_of := getattr(self.run.call, "result_of", None)) is not None:
-            return result_of(self.run.result, self.rows)
-        return take(self.run.result, self.rows, self._dims().at(self.run.whole, OUTPUT))
+            return result_of(result, self.rows)
+        return take(result, self.rows, self._dims().at(self.run.whole, OUTPUT))
 
     def tap(self, node: Node, callback: Callable[..., None]) -> None:
         """Have a callback told of every call of a module, with these rows of it."""
@@ -262,11 +265,11 @@ class Lane:
         return self.at_input is key and not self.lanes.over
 
     def _wait(self, kind: int, what: Any) -> None:
+        if self.closed:
+            raise Exit  # it asks for more on its way out: in a `finally`, say
         self.lanes.note(self, kind, what)
         assert self.back is not None
         self.back.switch()
-        if self.closed:
-            raise Exit
 
     def _missed(self, node: Node, kind: int) -> TraceError:
         overrun, self.overrun = self.overrun, False

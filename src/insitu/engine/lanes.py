@@ -94,8 +94,7 @@ class Lanes:
     def begin(self) -> None:
         """Let every lane run until it waits for something; they may add others."""
         for lane in self.all:
-            if lane.worker is None and not lane.ended:
-                self._go(lane)
+            self._go(lane)
 
     def at_output(self, key: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """A module has returned: every lane that waits for it has its turn."""

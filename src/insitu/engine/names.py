@@ -132,7 +132,7 @@ def _placed(root: Any, names: Names, path: str) -> Any:
 
 
 def _no_such_name(root: Any, name: str) -> UnknownModuleError:
-    known = sorted({part for node in root._nodes() for part in node._module._modules})
+    known = sorted({part for node in root._nodes() for part, _ in node._module._modules.items()})
     close = paths.nearest(name, known)
     return UnknownModuleError(
         f"rename was given {name!r}, and no module is called so.",

@@ -24,7 +24,7 @@ def unknown(
 ) -> UnknownModuleError:
     """The error for a name that a module does not have; `more` are names given by the user."""
     where = path or type(module).__name__
-    names = [*module._modules, *more]
+    names = [*module._modules.keys(), *more]
     shown = ", ".join(names[:SHOWN_MAX]) + (", …" if len(names) > SHOWN_MAX else "")
     close = nearest(name, names)
     prefix = f"{path}." if path and path != "model" else ""

@@ -144,7 +144,7 @@ class Tracer:
         run, bodies = self._own(), self._bodies
         try:
             if active.get() is run:
-                active.set(run.around())
+                active.set(None if run.outer is None else run.around())
             if self._backwards or again:
                 backward_call.unmount(run)
             if bodies is not None and not again:

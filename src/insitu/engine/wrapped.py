@@ -294,7 +294,7 @@ class WrappedModule:
         return paths.unknown(self._module, self._path, name, names.here(self))
 
     def _submodule(self, name: str) -> nn.Module | None:
-        modules = self._module._modules  # TorchScript's has no get()
+        modules = self._module._modules  # TorchScript's has no get(), and no iter()
         module: nn.Module | None = modules[name] if name in modules else None  # noqa: SIM401
         return self._extras.get(name) if module is None else module
 
@@ -323,7 +323,7 @@ class WrappedModule:
             if not -len(names) <= key < len(names):
                 raise IndexError(f"{self._path} has {len(names)} modules; there is no [{key}].")
             name = str(key % len(names))
-            found = self._child(name if name in names else list(names)[key])
+            found = self._child(name if name in names else list(names.keys())[key])
             if found is not None:
                 self._children[key] = found
             return found
@@ -343,7 +343,7 @@ class WrappedModule:
     def _nodes(self) -> Iterator["WrappedModule"]:
         """This module and every one below it, wrapped."""
         yield self
-        for name in (*self._module._modules, *self._extras):
+        for name in (*self._module._modules.keys(), *self._extras):
             if (found := self._child(name)) is not None:
                 yield from found._nodes()
 
@@ -364,7 +364,7 @@ class WrappedModule:
 
     def __iter__(self) -> Iterator["WrappedModule"]:
         node = self._compiled or self
-        for name in tuple(node._module._modules):
+        for name in tuple(node._module._modules.keys()):
             if (found := node._child(name)) is not None:
                 yield found
 
@@ -388,4 +388,4 @@ class WrappedModule:
     def __dir__(self) -> list[str]:
         own = [name for name in dir(type(self)) if not name.startswith("_")]
         further = (*names.here(self), *self._could_be())
-        return [*dict.fromkeys((*self._module._modules, *self._extras, *further)), *own]
+        return [*dict.fromkeys((*self._module._modules.keys(), *self._extras, *further)), *own]

@@ -26,7 +26,8 @@ class Before:
         """Whether the tensor that was there was written in place."""
         version = self.versions[leaf]
         if isinstance(version, torch.Tensor):
-            return not torch.equal(tensor.nan_to_num(), version.nan_to_num())
+            both_nan = (tensor != tensor) & (version != version)
+            return not bool(((tensor == version) | both_nan).all())
         return tensor._version != version
 
     def was_changed(self, value: Any) -> bool:

@@ -168,9 +168,9 @@ class NNsight(WrappedModule):
         Raises:
             InputError: no input was given.
         """
-        if elsewhere.wanted(kwargs):
+        if kwargs and elsewhere.wanted(kwargs):
             return elsewhere.begin(self, "trace", args, kwargs, sys._getframe(1))
-        untraced, checked = own_words(kwargs)
+        untraced, checked = own_words(kwargs) if kwargs else (False, False)
         tracer = Tracer(self, self._forward(args, kwargs), "trace", False)
         tracer.check = validate.check if checked else None
         return tracer.alone() if untraced or not is_entered(sys._getframe(1)) else tracer

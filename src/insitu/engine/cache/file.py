@@ -136,9 +136,7 @@ def storable(tensor: Tensor) -> Tensor | None:
 def write_index(folder: Path, records: Mapping[str, Record], model: str) -> None:
     """Finish a folder of shards: say what is in them."""
 
-    def place(name: str, value: Tensor | Ref) -> dict[str, Any] | None:
-        if not isinstance(value, Ref):
-            return None
+    def place(name: str, value: Ref) -> dict[str, Any]:
         return {"tensor": value.name, "shard": value.shard, **_facts(value)}
 
     document = _document(records, model, place)
@@ -258,8 +256,6 @@ def read_records(path: Path, device: torch.device | None = None) -> tuple[dict[s
             found.update(dict.fromkeys(map(str, written["paths"]), record))
         return {key: found[key] for key in document["order"]}, str(document["model"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, CacheFileError):
-            raise
         raise _broken(path, f"its structure cannot be read ({error!r})") from error
 
 

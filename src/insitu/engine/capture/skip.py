@@ -104,6 +104,7 @@ def _hand_back(tracing: Any, frame: FrameType) -> None:
     unseen = _frames_within(frame)[::-1] if _counts_calls(tracing) else []  # being called
     sys.settrace(tracing)
     deque(map(tracing, unseen, repeat("call"), repeat(None)), 0)  # one line: none is counted
+    unseen.clear()  # this frame is in it: the two would keep the caller's, and all it holds
 
 
 def _frames_within(frame: FrameType) -> list[FrameType]:

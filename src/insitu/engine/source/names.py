@@ -133,8 +133,7 @@ class _Collector:
                 continue
             self._assignment(statement, statement, body)
             for part in _parts(statement):
-                if isinstance(part, ast.expr):
-                    self._expression(part, statement, body)
+                self._expression(part, statement, body)
             for inner in _bodies(statement):
                 self.statements(inner)
 
@@ -194,7 +193,7 @@ def _fields(kind: type[ast.AST]) -> tuple[str, ...]:
     return _FIELDS[kind]
 
 
-def _parts(statement: ast.stmt) -> Iterator[ast.AST]:
+def _parts(statement: ast.stmt) -> Iterator[ast.expr]:
     """A statement's own expressions, without those of the statements in it."""
     for name in statement._fields:
         value = None if name in _NOT_ITS_OWN else getattr(statement, name)

@@ -29,7 +29,7 @@ from insitu.engine.source.rewrite import (
     without_us,
 )  # fmt: skip
 from insitu.engine.stopping import Forward, Stopping
-from insitu.engine.switch import Exit, getcurrent
+from insitu.engine.switch import getcurrent
 from insitu.errors import SourceError
 
 _grad = torch.is_grad_enabled
@@ -212,8 +212,6 @@ class Called(tuple[Site, int, Any]):
         else:
             run.model_modes = swap(run.block_modes)
         run.to_block()
-        if run.closed:
-            raise Exit
         return run.value
 
     def _both_sides(self, operation: Any, args: Any, kwargs: Any) -> Any:
