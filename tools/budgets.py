@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import torch
@@ -100,26 +99,20 @@ def model_of(count: int) -> NNsight:
 def tree() -> Iterator[Row]:
     """The first view of large trees."""
     for count, limit in ((10_000, 150), (100_000, None)):
-        model = model_of(count)
-        began = time.perf_counter()
-        view = ModuleTree(model)
-        built_ms = (time.perf_counter() - began) * 1000
-        sent, painted_ms = _opened(view)
-        yield Row(f"tree of {count:,} modules, painted", limit, built_ms + painted_ms, "ms",
-                  f"{built_ms:.0f} ms to gather them, the rest in the page; "
+        model, sent = model_of(count), 0
+        built, whole = [], []
+        with browser() as chromium:
+            for _ in range(PAGES):
+                began = time.perf_counter()
+                view = ModuleTree(model)
+                built.append((time.perf_counter() - began) * 1000)
+                with shown(chromium, view) as (page, host):
+                    sent = host.sent
+                    whole.append(built[-1] + page.opened_ms)
+                view.close()
+        yield Row(f"tree of {count:,} modules, painted", limit, statistics.median(whole), "ms",
+                  f"{statistics.median(built):.0f} ms to gather them, the rest in the page; "
                   f"{sent / KB:,.0f} kB sent")  # fmt: skip
-        view.close()
-
-
-def _opened(view: Any) -> tuple[int, float]:
-    """Bytes sent for the first view, and the milliseconds until it is painted."""
-    taken = []
-    with browser() as chromium:
-        for _ in range(PAGES):
-            with shown(chromium, view) as (page, host):
-                taken.append(page.opened_ms)
-                sent = host.sent
-    return sent, statistics.median(taken)
 
 
 # Caches -------------------------------------------------------------------------------------------

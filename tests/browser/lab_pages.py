@@ -57,13 +57,19 @@ class Notebook:
         return str(said)
 
     def wait_idle(self) -> None:
-        """Wait until the kernel has nothing more to do."""
+        """Wait until the kernel has nothing more to do, and the widgets it showed are there.
+
+        A view that a cell has filled is shown anew at the cell's end, which the page begins before
+        it hears that the kernel is idle, and ends some time after.
+        """
         self.page.wait_for_function(
             """() => {
                 const panel = window.jupyterapp.shell.currentWidget;
                 const cells = panel.content.widgets.filter(cell => cell.model.type === 'code');
                 return panel.sessionContext.session.kernel.status === 'idle'
-                    && cells.every(cell => cell.model.executionState === 'idle');
+                    && cells.every(cell => cell.model.executionState === 'idle')
+                    && ![...panel.node.querySelectorAll('.jp-OutputArea-output')].some(
+                        output => output.textContent.startsWith('Loading widget...'));
             }"""
         )
 

@@ -10,7 +10,7 @@ import re
 from functools import partial
 
 import pytest
-from widget_pages import assert_told, eventually, open_cells, pictures, saved, told
+from widget_pages import assert_told, eventually, look, open_cells, pictures, saved, told
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +42,8 @@ def shown(labs):
     """A page with every view of data open."""
     lab = labs("data-views")
     notebook = open_cells(lab, CELLS)
+    for index in range(1, len(CELLS)):
+        look(notebook, index)  # none grows any more, and moves those below
     yield lab, notebook
     lab.close()
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from widget_pages import assert_told, look, open_cells
+from widget_pages import answered, assert_told, look, open_cells
 
 pytestmark = pytest.mark.slow
 
@@ -126,8 +126,9 @@ def dead(reloaded):
 def test_a_widget_opens_once_and_is_used(opened, name):
     _, notebook = opened
     view = view_of(notebook, name)
+    view.first.wait_for()
+    answered(notebook, view.first)
     assert view.count() == 1
-    assert view.is_visible()
     assert view.locator(".trouble").count() == 0
 
 
@@ -157,11 +158,9 @@ def test_nothing_was_wrong_after_the_reload(dead):
 def test_a_widget_says_that_its_kernel_died(dead, name):
     _, notebook, _ = dead
     view = view_of(notebook, name)
-    view.locator(".trouble", has_text="The kernel does not answer").wait_for(timeout=20_000)
+    view.locator(".trouble", has_text="The kernel does not answer").wait_for()
     if name in CHOICES:
-        view.locator(CHOICES[name]).first.click(
-            timeout=20_000
-        )  # it may do nothing, and says nothing
+        view.locator(CHOICES[name]).first.click()  # it may do nothing, and says nothing
 
 
 def test_nothing_was_wrong_on_dead_views(dead):

@@ -1,7 +1,7 @@
 """A generation in a real JupyterLab: it fills while its cell runs, is scrubbed, stopped, forked."""
 
 import pytest
-from widget_pages import eventually, look, open_cells, output_of, pictures, told
+from widget_pages import begin, eventually, look, open_cells, output_of, pictures, told, write
 
 pytestmark = pytest.mark.slow
 
@@ -11,13 +11,61 @@ CELLS = [
     "model = insitu.LanguageModel('demo')\n"
     "started, seen = threading.Event(), []\n"
     "def slowly(model):\n"
-    "    time.sleep(0.15)\n"
+    "    time.sleep(0.3)\n"
     "    model.layers[0].resid_post[:] += 0",
     "view = watch_generation(model, 'The Eiffel Tower is in the city of', max_new_tokens=80,\n"
     "                        edit=slowly)\n"
     "view",
     "print([(b.why, b.start, b.parent, b.state, len(b.own)) for b in view.branches])",
 ]
+
+HELD = [
+    "import insitu, itertools, pathlib, time\n"
+    "from insitu.widgets import watch_generation\n"
+    "model, steps = insitu.LanguageModel('demo'), itertools.count()\n"
+    "def held(model):\n"
+    "    if next(steps) == 30:\n"
+    "        while not pathlib.Path('go').exists(): time.sleep(0.02)\n"
+    "    model.layers[0].resid_post[:] += 0",
+    "pass",
+]
+AT_WORK = """view => {
+    const [lanes, typed] = [view.querySelector('.lanes'), view.querySelector('[name=edit]')];
+    return [lanes.scrollLeft, document.activeElement === typed, typed.value,
+            typed.selectionStart, typed.selectionEnd, view.querySelector('details').open,
+            view.querySelector('.lanes [aria-selected=true]').ariaLabel.split(',')[0]];
+}"""
+
+
+def test_the_end_of_its_cell_leaves_a_view_as_the_user_has_it(lab):
+    notebook = open_cells(lab, HELD)
+    write(notebook, 1, "view = watch_generation(model, 'Once', max_new_tokens=31, edit=held)")
+    begin(notebook, 1)
+    view = notebook.page.locator(".insitu-generation_view")
+    view.locator(".lanes .token").nth(29).wait_for()
+    view.locator(".lanes .token").nth(12).click()  # it follows the last step no more
+    view.locator("details summary").first.click()
+    view.locator("[name=edit]").fill("model.layers[2]")
+    view.evaluate(
+        "view => { view.querySelector('.lanes').scrollLeft = 70;"
+        " view.querySelector('[name=edit]').setSelectionRange(2, 7); }"
+    )
+    wanted = [70, True, "model.layers[2]", 2, 7, True, "step 12"]
+    assert view.evaluate(AT_WORK) == wanted
+    around = "view => view.closest('.jp-OutputArea-output')"
+    view.evaluate(f"view => {{ ({around})(view).firstElementChild.dataset.shown = 'before'; }}")
+
+    (lab.root / "go").touch()
+    notebook.wait_idle()
+    view.get_by_text("generating").wait_for(state="detached")
+    shown = f"view => ({around})(view).firstElementChild.dataset.shown ?? 'anew'"
+    assert view.evaluate(shown) == "anew"  # JupyterLab has shown it again, with its last twins
+    assert eventually(notebook, lambda: view.evaluate(AT_WORK), wanted) == wanted
+    notebook.page.keyboard.type("is")
+    assert view.locator("[name=edit]").input_value() == "moisayers[2]"
+    assert view.evaluate(f"view => ({around})(view).style.minHeight") == ""
+    assert told(notebook, "len(view.branches[0].own)") == 31
+    assert notebook.said == lab.outside == []
 
 
 def test_a_generation_fills_is_stopped_and_forks(lab):
@@ -30,8 +78,7 @@ def test_a_generation_fills_is_stopped_and_forks(lab):
             ".sharedModel.setSource(text)",
             cell,
         )
-    page.evaluate("() => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1; }")
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-cell'); }")
+    begin(notebook, 1)
 
     view = page.locator(".insitu-generation_view")
     view.locator(".lanes .token").nth(5).wait_for()

@@ -1,7 +1,7 @@
 """Findings and magics in a real JupyterLab: a click on Fix changes the cell, and what it does."""
 
 import pytest
-from widget_pages import open_cells, output_of, pictures
+from widget_pages import eventually, open_cells, output_of, pictures
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def test_a_finding_is_fixed_by_a_click_with_and_without_the_application(lab):
     view.get_by_text("The cell is changed").first.wait_for()
     assert source_of(notebook, 1) == CELLS[1].replace("h = h * 0", "h[:] = h * 0")
     notebook.run(1)
-    assert notebook.page.locator(".insitu-lint_fixes").count() == 0
+    assert eventually(notebook, notebook.page.locator(".insitu-lint_fixes").count, 0) == 0
 
     # The same where the page does not expose JupyterLab: through the cell's own editor.
     notebook.page.evaluate(
@@ -66,9 +66,9 @@ def test_a_finding_is_fixed_by_a_click_with_and_without_the_application(lab):
     view.get_by_text("left as it is").first.wait_for()
     assert source_of(notebook, 1) == "h = 7"
 
-    assert notebook.page.locator(".insitu-lens_grid").count() == 1
-    generation = notebook.page.locator(".insitu-generation_view")
-    assert generation.count() == 1
+    for name in ("lens_grid", "generation_view"):
+        view = notebook.page.locator(f".insitu-{name}")
+        assert eventually(notebook, view.count, 1) == 1
     assert output_of(notebook, 6).startswith("transformer.h.2.output")
     assert notebook.said == []
     assert lab.outside == []

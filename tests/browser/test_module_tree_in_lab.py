@@ -40,7 +40,7 @@ RUNS = [
     "held = model.open('The Eiffel Tower is in')\nheld.until(model.transformer.h[1])",
     "with model.generate('Once upon a time', max_new_tokens=100) as tracer:\n"
     "    for step in tracer.iter[:]:\n        model.transformer.h[0].ln_1.output\n"
-    "        time.sleep(0.1)\n        if tree.selected:\n            tracer.stop()",
+    "        time.sleep(0.3)\n        if tree.selected:\n            tracer.stop()",
 ]
 
 

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import nbformat
+from lab_server import PATIENCE_S
+from playwright import sync_api
 
 LOOK = """async ([index, wanted, patience]) => {
     const look = () => {
@@ -20,10 +22,11 @@ LOOK = """async ([index, wanted, patience]) => {
             [...view.querySelectorAll('canvas')].map(one => one.toDataURL()),
         ]);
     };
+    const cell = window.jupyterapp.shell.currentWidget.content.widgets[index].node;
     let [seen, since, began] = [look(), Date.now(), Date.now()];
     for (;;) {
-        const [now, isNew] = [look(), seen !== look()];
-        if (isNew) [seen, since] = [now, Date.now()];
+        const now = look();
+        if (now !== seen || cell.querySelector('[data-asking]')) [seen, since] = [now, Date.now()];
         const isLate = Date.now() - began > patience;
         if (isLate || (Date.now() - since > 300 && (!wanted || seen === wanted))) return seen;
         await new Promise(done => setTimeout(done, 50));
@@ -56,7 +59,7 @@ def output_of(notebook, index):
 
 def eventually(notebook, read, wanted):
     """What is read, once it is as wanted, or as it is when patience ends."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while (seen := read()) != wanted and time.monotonic() < deadline:
         notebook.page.wait_for_timeout(50)
     return seen
@@ -83,9 +86,9 @@ def told(notebook, expression):
 def look(notebook, index, wanted=None):
     """What the view of a cell shows once it stands still, and, where that is given, is as wanted.
 
-    At the end of its cell a view that was filled there is made again, from what the kernel knows.
+    It stands still when it has no open question to the kernel, and 300 ms long shows nothing new.
     """
-    return notebook.page.evaluate(LOOK, [index, wanted, 20_000])
+    return notebook.page.evaluate(LOOK, [index, wanted, PATIENCE_S * 1000])
 
 
 def pictures(notebook, index, name):
@@ -101,8 +104,45 @@ def pictures(notebook, index, name):
     notebook.paint("light")
 
 
+def answered(notebook, view):
+    """Wait until a view has no open question to the kernel."""
+    asking = "view => !view.closest('[data-asking]')"
+    notebook.page.wait_for_function(asking, arg=view.element_handle())
+
+
+def cancel(view):
+    """Cancel a job: its button asks once more, for four seconds, which a busy page may miss."""
+    for _ in range(10):
+        view.get_by_role("button", name="Cancel", exact=True).click()
+        try:
+            view.get_by_role("button", name="Really cancel?").click(timeout=3_000)
+        except sync_api.TimeoutError:
+            continue
+        break
+    view.locator("[aria-current=step]", has_text="CANCELLED").wait_for()
+
+
+def begin(notebook, index):
+    """Run a cell, and do not wait for it."""
+    notebook.page.evaluate(
+        "index => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = index;"
+        " window.jupyterapp.commands.execute('notebook:run-cell'); }",
+        index,
+    )
+
+
+def write(notebook, index, text):
+    """Put another text into a cell."""
+    notebook.page.evaluate(
+        "([index, text]) => window.jupyterapp.shell.currentWidget.content.widgets[index].model"
+        ".sharedModel.setSource(text)",
+        [index, text],
+    )
+
+
 def saved(notebook, view, button, name):
-    """What a view's export button saves: its text, or the bytes of a picture."""
+    """What a view's export button saves once it stands still: a text, or the bytes of a picture."""
+    answered(notebook, view)
     with notebook.page.expect_download() as download:
         view.get_by_role("button", name=button, exact=True).click()
     assert download.value.suggested_filename == name

@@ -99,7 +99,7 @@ def test_modules_that_are_added_before_the_first_pass_are_shown_and_marked(trees
 def test_names_of_any_kind_are_one_row_each(trees):
     net = nn.Module()
     net._modules |= {"a\nb": nn.ReLU(), "c.d": nn.ReLU(), "": nn.ReLU()}
-    assert rows_of(trees(NNsight(net)))["name"] == ["", "a␊b", "c.d", ""]
+    assert rows_of(trees(NNsight(net)))["name"] == ["", "a␤b", "c.d", ""]
 
 
 def test_a_stopped_pass_marks_only_as_far_as_it_came(net, x, trees):

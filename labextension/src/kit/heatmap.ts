@@ -159,13 +159,14 @@ export class Heatmap {
     context.font = small;
     context.textBaseline = "middle";
     this.drawLabels(context, ink, steep);
+    const edge = (at: number): number => Math.round(at * dots) / dots; // between two dots there would be seams
     for (let row = 0; row < rows.length; row++)
       for (let column = 0; column < columns.length; column++) {
         const index = row * columns.length + column;
         const colour = this.scale.colour(values[index] ?? Number.NaN);
-        const [x, y] = [left + column * each, top + row * high];
+        const [x, y] = [edge(left + column * each), edge(top + row * high)];
         context.fillStyle = css(colour);
-        context.fillRect(x, y, each - (each > 6 ? 1 : 0), high - (high > 6 ? 1 : 0));
+        context.fillRect(x, y, edge(left + (column + 1) * each) - x - (each > 6 ? 1 : 0), edge(top + (row + 1) * high) - y - (high > 6 ? 1 : 0));
         if (this.cells.corners?.has(index)) {
           context.fillStyle = inkOn(colour);
           context.beginPath();

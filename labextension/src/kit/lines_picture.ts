@@ -1,5 +1,6 @@
 /** Lines of text as a picture, dark on white as print wants it: what a tree or a listing exports. */
 import { svg, visible } from "./dom";
+import { grouped } from "./table";
 
 export interface Part {
   text: string;
@@ -21,7 +22,7 @@ const [HEIGHT, LETTER, MARGIN, LETTERS_MAX] = [19, 7.25, 10, 240];
 
 export function linesPicture(label: string, lines: Line[]): SVGSVGElement {
   const over = lines.length - LINES_MAX;
-  const shown = over > 0 ? [...lines.slice(0, LINES_MAX), { parts: [{ text: `… and ${over.toLocaleString("en")} lines more: the CSV has all`, colour: SOFT }] }] : lines;
+  const shown = over > 0 ? [...lines.slice(0, LINES_MAX), { parts: [{ text: `… and ${grouped(over)} lines more: the CSV has all`, colour: SOFT }] }] : lines;
   const written = shown.map(({ parts, end, isTinted }) => ({ parts: fitted(parts), end: end ? clean(end) : "", isTinted }));
   const letters = Math.max(20, ...written.map(({ parts, end }) => parts.reduce((sum, { text }) => sum + wide(text), 0) + (end ? wide(end) + 2 : 0)));
   const [width, height] = [Math.ceil(letters * LETTER + 2 * MARGIN), shown.length * HEIGHT + 2 * MARGIN];

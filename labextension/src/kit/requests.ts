@@ -31,6 +31,7 @@ export class Requests {
   constructor(
     private readonly model: Model,
     endings: Endings,
+    private readonly changed: () => void = () => undefined,
   ) {
     endings.hear(model, "msg:custom", (content: Reply, buffers?: DataView[]) => this.heard(content, buffers ?? []));
     endings.add(() => {
@@ -51,6 +52,7 @@ export class Requests {
       this.waiting.set(ask, { give, refuse });
       try {
         this.model.send({ ask, name, given });
+        this.changed();
       } catch (error) {
         this.waiting.delete(ask); // a host throws where the kernel is dead
         refuse(error instanceof Error ? error : new Error(String(error)));
@@ -62,6 +64,7 @@ export class Requests {
     const asked = content.answer === undefined ? undefined : this.waiting.get(content.answer);
     if (content.answer === undefined || asked === undefined) return;
     this.waiting.delete(content.answer);
+    this.changed();
     if (content.trouble) asked.refuse(new Refused(content.trouble));
     else asked.give({ value: content.value, buffers });
   }

@@ -13,7 +13,7 @@ export class Rows {
   readonly element: HTMLDivElement;
   private readonly inside: HTMLDivElement;
   private count = 0;
-  private drawn: [first: number, end: number] = [0, 0];
+  private readonly drawn = new Map<number, HTMLElement>();
   private top = 0;
   private seen = 0;
   private wanted = 0; // where to scroll when there is something to scroll
@@ -51,19 +51,29 @@ export class Rows {
     this.refresh();
   }
 
-  /** The rows in sight, drawn anew. */
+  /** The rows in sight, drawn anew; one that is as it was stays the same element, so that no click on it is lost. */
   refresh(): void {
     const [first, end] = this.window(SPARE);
-    this.drawn = [first, end];
-    const rows: HTMLElement[] = [];
+    for (const [index, row] of this.drawn) if (index < first || index >= end) this.drawn.delete(index), row.remove();
+    let next = this.inside.firstChild;
     for (let index = first; index < end; index++) {
-      const row = this.draw(index);
-      row.classList.add("placed");
-      row.style.top = `${index * this.height}px`;
-      row.style.height = `${this.height}px`;
-      rows.push(row);
+      const [row, was] = [this.made(index), this.drawn.get(index)];
+      if (was?.isEqualNode(row)) next = was.nextSibling;
+      else {
+        this.drawn.set(index, row);
+        if (was) was.replaceWith(row);
+        else this.inside.insertBefore(row, next);
+        next = row.nextSibling;
+      }
     }
-    this.inside.replaceChildren(...rows);
+  }
+
+  private made(index: number): HTMLElement {
+    const row = this.draw(index);
+    row.classList.add("placed");
+    row.style.top = `${index * this.height}px`;
+    row.style.height = `${this.height}px`;
+    return row;
   }
 
   /** Scroll as little as brings a row into sight. */
@@ -107,6 +117,6 @@ export class Rows {
     if (this.wanted && this.element.clientHeight) [this.element.scrollTop, this.wanted] = [this.wanted, 0];
     this.measure();
     const [first, end] = this.window(SPARE / 2);
-    if (first < this.drawn[0] || end > this.drawn[1]) this.refresh();
+    if (first < end && !(this.drawn.has(first) && this.drawn.has(end - 1))) this.refresh();
   }
 }

@@ -19,10 +19,10 @@ font-variant-numeric:tabular-nums;max-width:72rem}
 --paper:var(--jp-layout-color0,var(--vscode-editor-background,#16191d));
 --tint:var(--jp-layout-color2,var(--vscode-editor-inactiveSelectionBackground,#252a30))}}
 .insitu-view *{box-sizing:border-box}
-.insitu-view .soft{color:var(--soft)}
 .insitu-view .bar{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;margin:0 0 6px}
 .insitu-view .bar b{font-weight:600}.insitu-view .grow{flex:1}
 .insitu-view code,.insitu-view .mono{font:12px/1.5 var(--mono);background:none;color:inherit;padding:0;border:0;white-space:pre}
+.insitu-view .soft{color:var(--soft)}
 .insitu-view button,.insitu-view select,.insitu-view input{font:inherit;font-size:12px;color:inherit;background:var(--paper);
 border:1px solid var(--rule);border-radius:4px;padding:2px 8px;min-height:24px}
 .insitu-view button{cursor:pointer}.insitu-view button:hover:not(:disabled){background:var(--tint)}
@@ -36,6 +36,9 @@ white-space:nowrap;background:none;font-weight:400}
 .insitu-view thead th{color:var(--soft);font-size:11.5px}
 .insitu-view .number{text-align:right}
 .insitu-view .scroll{overflow:auto;max-height:420px;border:1px solid var(--rule);border-radius:4px}
+.insitu-view progress[value]{appearance:none;height:8px;border:1px solid var(--rule);border-radius:4px;background:var(--tint);overflow:hidden}
+.insitu-view progress[value]::-webkit-progress-bar{background:var(--tint)}
+.insitu-view progress[value]::-webkit-progress-value{background:var(--blue)}.insitu-view progress[value]::-moz-progress-bar{background:var(--blue)}
 .insitu-view .trouble{border-left:3px solid var(--orange);padding:4px 10px;margin:6px 0;white-space:pre-wrap}
 .insitu-view .placed{position:absolute;left:0;right:0}
 .insitu-view .hidden{display:none}

@@ -31,10 +31,15 @@ export function table(caption: string, columns: string[], rows: Cell[][]): HTMLT
 
 /** A number in few characters: 4 digits that count. */
 export function compact(value: number): string {
-  if (Number.isInteger(value) && Math.abs(value) < 1e6) return value.toLocaleString("en");
+  if (Number.isInteger(value) && Math.abs(value) < 1e6) return grouped(value);
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
   return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : Number(value.toPrecision(4)).toString();
+}
+
+/** A number with its thousands apart. By `toLocaleString` the first of a page takes 15 ms: it loads a locale. */
+export function grouped(value: number): string {
+  return String(value).replace(/\B(?<!\.\d*)(?=(\d{3})+(?!\d))/g, ",");
 }
 
 /** A count in three digits: 198k, 1.57M, 70.6B. */

@@ -12,6 +12,7 @@ import { h } from "./dom";
 import { Endings, type Model, type Place } from "./host";
 import { type Answer, Requests } from "./requests";
 import { select, type Selection, selection } from "./selection";
+import { Standing } from "./standing";
 
 export interface View {
   end(): void;
@@ -45,47 +46,59 @@ export interface Opened {
 const GONE = "The kernel does not answer: it is busy, or gone. What it told before is shown as it was.\nRun the cell again when it is back.";
 
 export function widget(open: (opened: Opened) => View): { render(place: Place): () => void } {
+  const standing = new Set<Standing>();
   return {
-    render({ model, el }) {
-      const endings = new Endings();
-      const requests = new Requests(model, endings);
-      let [isWaiting, spoke, isOwn] = [() => false, () => undefined as void, false];
-      const heard = (event: string, tell: (...given: never[]) => void): void => endings.hear(model, event, (...given) => (isOwn || spoke(), tell(...given)));
-      const view = open({
-        el, model, endings,
-        get: <T>(name: string) => model.get(name) as T,
-        put(name, value) {
-          isOwn = true; // what the view itself changes is no word of the kernel
-          try {
-            model.set(name, value);
-          } finally {
-            isOwn = false;
-          }
-          model.save_changes();
-        },
-        ask: async <T>(name: string, given?: Record<string, unknown>) => (await requests.ask(name, given)).value as T,
-        answer: (name, given) => requests.ask(name, given),
-        select: (further) => select(model, further),
-        follow(traits) {
-          for (const [names, show] of Object.entries(traits)) {
-            show();
-            for (const name of names.split(" ")) heard(`change:${name}`, show);
-          }
-        },
-        onSelect(tell) {
-          tell(selection(model));
-          endings.hear(model, "change:selection", () => tell(selection(model)));
-        },
-        expects: (told) => (isWaiting = told),
-        onSaid: (tell) => endings.hear(model, "msg:custom", tell as (content: never) => void),
-      });
-      const gone = goneLine(el);
-      spoke = kernelWatch(model, requests, endings, (isGone) => (view.setGone ? view.setGone(isGone) : gone(isGone)), () => isWaiting() || requests.isWaiting);
-      endings.hear(model, "msg:custom", () => spoke());
-      endings.add(() => view.end());
-      return () => endings.run();
+    render(place) {
+      const left = [...standing].find((it) => it.isLeft(place.model));
+      left?.move(place.model, place.el);
+      const here = left ?? begin(place);
+      return () => here.leave(place.el);
     },
   };
+
+  function begin(place: Place): Standing {
+    const endings = new Endings();
+    const here = new Standing(place.model, place.el, endings);
+    standing.add(here);
+    endings.add(() => standing.delete(here));
+    const { model, element: el } = here;
+    const requests = new Requests(model, endings, () => el.toggleAttribute("data-asking", requests.isWaiting));
+    let [isWaiting, spoke, isOwn] = [() => false, () => undefined as void, false];
+    const heard = (event: string, tell: (...given: never[]) => void): void => endings.hear(model, event, (...given) => (isOwn || spoke(), tell(...given)));
+    const view = open({
+      el, model, endings,
+      get: <T>(name: string) => model.get(name) as T,
+      put(name, value) {
+        isOwn = true; // what the view itself changes is no word of the kernel
+        try {
+          model.set(name, value);
+        } finally {
+          isOwn = false;
+        }
+        model.save_changes();
+      },
+      ask: async <T>(name: string, given?: Record<string, unknown>) => (await requests.ask(name, given)).value as T,
+      answer: (name, given) => requests.ask(name, given),
+      select: (further) => select(model, further),
+      follow(traits) {
+        for (const [names, show] of Object.entries(traits)) {
+          show();
+          for (const name of names.split(" ")) heard(`change:${name}`, show);
+        }
+      },
+      onSelect(tell) {
+        tell(selection(model));
+        endings.hear(model, "change:selection", () => tell(selection(model)));
+      },
+      expects: (told) => (isWaiting = told),
+      onSaid: (tell) => endings.hear(model, "msg:custom", tell as (content: never) => void),
+    });
+    const gone = goneLine(el);
+    spoke = kernelWatch(model, requests, endings, (isGone) => (view.setGone ? view.setGone(isGone) : gone(isGone)), () => isWaiting() || requests.isWaiting);
+    endings.hear(model, "msg:custom", () => spoke());
+    endings.add(() => view.end());
+    return here;
+  }
 }
 
 /** A line above a view that says that its kernel is gone, as long as it is. */

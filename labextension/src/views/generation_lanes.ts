@@ -78,7 +78,13 @@ export class Lanes {
     );
   }
 
+  private revealed = "";
+
+  /** Scroll to the chosen step when another one is: the user's scroll place is kept otherwise. */
   private reveal(): void {
+    const { branch, step } = this.where();
+    if (this.revealed === `${branch} ${step}`) return;
+    this.revealed = `${branch} ${step}`;
     const chosen = this.element.querySelector<HTMLElement>("td[aria-selected=true]");
     if (!chosen) return;
     const [left, right] = [chosen.offsetLeft, chosen.offsetLeft + chosen.offsetWidth];

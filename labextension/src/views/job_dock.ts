@@ -29,7 +29,7 @@ const SHEET = `
 .insitu-job_dock .job div{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .insitu-job_dock .job .runs{color:var(--blue)}.insitu-job_dock .job .failed{color:var(--orange)}
 .insitu-job_dock .insitu-remote_log{padding:0}
-.insitu-job_dock .insitu-remote_log input[type=search]{min-width:8rem;width:9rem}.insitu-job_dock .insitu-remote_log select{max-width:8rem}
+.insitu-job_dock .insitu-remote_log input[type=search]{min-width:8rem;width:9rem}.insitu-job_dock .insitu-remote_log select{max-width:7rem}
 @media (max-width:640px){.insitu-job_dock .halves{grid-template-columns:1fr}}
 `;
 

@@ -1,4 +1,5 @@
 /** The last lines of a log, numbered, and those of them that are listed. */
+import { grouped } from "../kit/table";
 
 /** Lines from Python: columns, with tags by the place in the batch. */
 export interface Batch {
@@ -45,7 +46,7 @@ export class Lines {
     const missing = this.heard ? batch.first - this.heard : 0;
     if (missing > 0) {
       this.dropped += missing;
-      added.push({ number: batch.first - 0.5, time: batch.times[0] ?? 0, text: `… ${missing.toLocaleString("en")} lines came too fast and are not shown`, tags: [], level: "info", gap: missing });
+      added.push({ number: batch.first - 0.5, time: batch.times[0] ?? 0, text: `… ${grouped(missing)} lines came too fast and are not shown`, tags: [], level: "info", gap: missing });
     }
     for (let at = from; at < batch.texts.length; at++) {
       const tags = batch.tags[at] ?? [];

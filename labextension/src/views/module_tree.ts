@@ -74,7 +74,8 @@ const SIGNS: [Mark, string, string][] = [
 ];
 const SHEET = `
 .insitu-module_tree .sides{display:grid;grid-template-columns:minmax(0,1fr) minmax(14rem,20rem);gap:10px}
-.insitu-module_tree .row{display:flex;gap:8px;align-items:center;white-space:nowrap;padding-right:8px;cursor:default}
+.insitu-module_tree .row{display:flex;gap:8px;align-items:baseline;line-height:${HEIGHT}px;white-space:nowrap;padding-right:8px;cursor:default}
+.insitu-module_tree .row code,.insitu-module_tree .row .mono{line-height:inherit}
 .insitu-module_tree .row:hover{background:var(--tint)}
 .insitu-module_tree .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
 .insitu-module_tree .twist{width:14px;text-align:center;color:var(--soft);cursor:pointer;flex:none}
@@ -294,7 +295,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     return true;
   }
 
-  endings.listen(search, "input", seek);
+  endings.listen(search, "input", () => (seek(), rows.show(0)));
   endings.listen(rows.element, "keydown", (event) => {
     const { key: pressed } = event as KeyboardEvent;
     const at = shown.indexOf(selected);

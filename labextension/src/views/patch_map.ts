@@ -44,7 +44,7 @@ export interface PatchMapView {
 const SHEET = `
 .insitu-patch_map .sides{display:grid;grid-template-columns:minmax(0,1fr) 220px;gap:16px}
 .insitu-patch_map pre{background:var(--tint);color:inherit;border-radius:4px;padding:6px 10px;margin:6px 0 0;overflow:auto;font:12px/1.5 var(--mono)}
-.insitu-patch_map progress{width:120px;accent-color:var(--blue)}
+.insitu-patch_map progress{width:120px}
 @media (max-width:640px){.insitu-patch_map .sides{grid-template-columns:1fr}}
 `;
 

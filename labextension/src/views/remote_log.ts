@@ -4,7 +4,7 @@ import { exporting, save } from "../kit/export";
 import { Endings } from "../kit/host";
 import { Rows } from "../kit/rows";
 import { root, speaker } from "../kit/sheet";
-import { bytes, compact, tableBehind } from "../kit/table";
+import { bytes, compact, grouped, tableBehind } from "../kit/table";
 import { trouble } from "../kit/trouble";
 import { Lines, type Batch, type Line } from "./log_lines";
 
@@ -46,19 +46,20 @@ const SHEET = `
 .insitu-remote_log .phases .to-come{color:var(--soft)}.insitu-remote_log .phases [aria-current]{font-weight:600}
 .insitu-remote_log .phases [aria-current] .sign{color:var(--blue)}.insitu-remote_log .phases .failed .sign{color:var(--orange)}
 .insitu-remote_log .gauge{display:flex;gap:10px;align-items:center;margin:0 0 6px}
-.insitu-remote_log progress{width:180px;accent-color:var(--blue)}
+.insitu-remote_log progress{width:180px}
 .insitu-remote_log .scroll{height:auto;min-height:140px;max-height:320px}
-.insitu-remote_log .row{display:flex;gap:8px;white-space:nowrap;padding:0 8px;cursor:default;border-left:3px solid transparent;line-height:20px}
+.insitu-remote_log .row{display:flex;gap:8px;align-items:baseline;white-space:nowrap;padding:0 8px;cursor:default;border-left:3px solid transparent;line-height:20px}
 .insitu-remote_log .row:hover{background:var(--tint)}.insitu-remote_log .row[aria-selected=true]{background:var(--tint);border-left-color:var(--blue)}
-.insitu-remote_log .at{flex:none;width:9ch;text-align:right}.insitu-remote_log .sign{flex:none;width:12px;text-align:center}
+.insitu-remote_log .at{flex:none;width:9ch;text-align:right}.insitu-remote_log .sign{flex:none;align-self:center;width:12px;text-align:center}
 .insitu-remote_log .said{overflow:hidden;text-overflow:ellipsis;flex:1;min-width:0}
 .insitu-remote_log .warning .sign,.insitu-remote_log .error .sign{color:var(--orange)}
 .insitu-remote_log .error .said,.insitu-remote_log .status .said{font-weight:600}.insitu-remote_log .debug .said,.insitu-remote_log .gap{color:var(--soft)}
-.insitu-remote_log .gap{font-style:italic}.insitu-remote_log .tags{flex:none;font-size:11.5px}
+.insitu-remote_log .gap{font-style:italic}.insitu-remote_log .tags{flex:none;font-size:11.5px;line-height:1}
 .insitu-remote_log mark{background:#d9822b55;color:inherit}
 .insitu-remote_log .detail{margin:6px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:9rem;overflow:auto;background:var(--tint);border-radius:4px;padding:4px 10px}
 .insitu-remote_log .scroll>div:empty::after{content:"No lines to show";color:var(--soft);padding:4px 10px;display:block}
-.insitu-remote_log select{max-width:11rem}
+.insitu-remote_log .bar{gap:6px 8px}
+.insitu-remote_log select{max-width:11rem;padding:2px 4px}
 .insitu-remote_log .behind{margin-top:6px}
 `;
 const SIGNS: Record<string, [string, string]> = { warning: ["▲", "warning"], error: ["✕", "error"], debug: ["·", "debug"] };
@@ -81,7 +82,7 @@ export function remoteLog(el: HTMLElement, asks: Asks): RemoteLogView {
   const progress = h("div");
   const wrong = h("div");
   const search = h("input", { type: "search", placeholder: "Search the log", "aria-label": "Search the lines of the log" });
-  const level = h("select", { "aria-label": "Least level shown" }, h("option", { value: "" }, "All levels"), h("option", { value: "warning" }, "Warnings and errors"), h("option", { value: "error" }, "Errors"));
+  const level = h("select", { "aria-label": "Least level shown" }, h("option", { value: "" }, "All levels"), h("option", { value: "warning" }, "Warnings, errors"), h("option", { value: "error" }, "Errors"));
   const tags = h("span", { role: "group", "aria-label": "Tags" });
   const follow = h("button", { type: "button", "aria-pressed": "true", title: "Keep the last line in sight (End)", click: () => setFollowing(!isFollowing) }, "Follow");
   const count = h("span", { class: "soft" });
@@ -130,7 +131,7 @@ export function remoteLog(el: HTMLElement, asks: Asks): RemoteLogView {
     replace(
       progress,
       ...state.progress.map(([text, done, of, unit]) => {
-        const amount = (value: number): string => (unit === "bytes" ? bytes(value) : value.toLocaleString("en", { maximumFractionDigits: 3 }));
+        const amount = (value: number): string => (unit === "bytes" ? bytes(value) : grouped(Math.round(value * 1000) / 1000));
         const words = `${visible(text) || "Progress"}: ${amount(done)}${of === null ? "" : ` of ${amount(of)}`}${unit && unit !== "bytes" ? ` ${unit}` : ""}${of ? ` (${Math.floor((100 * done) / of)} %)` : ""}`;
         return h("div", { class: "gauge" }, h("progress", of ? { value: Math.min(done, of), max: of, "aria-label": words } : { "aria-label": words }), h("span", {}, words));
       }),

@@ -41,7 +41,7 @@ body[data-jp-theme-light=false] .insitu-source_browser .names button{color:#8ab8
 .insitu-source_browser .line .names button[aria-pressed=true]{background:var(--blue);color:#fff;border-color:var(--blue)}
 body[data-jp-theme-light=false] .insitu-source_browser .line .names button[aria-pressed=true]{color:#fff}
 .insitu-source_browser .names button.stands::before{content:"▶ ";color:var(--orange)}
-.insitu-source_browser .line code{white-space:pre-wrap}
+.insitu-source_browser .line code{white-space:pre-wrap;padding-left:calc((var(--in) + 4)*1ch);text-indent:calc((var(--in) + 4)*-1ch)}
 .insitu-source_browser .chosen{display:flex;flex-wrap:wrap;gap:8px;align-items:center;min-height:30px;margin-top:6px}
 `;
 
@@ -77,9 +77,9 @@ export function sourceBrowser(el: HTMLElement, asks: Asks): SourceBrowserView {
         h(
           "div",
           { class: number === standsAt && !trail.length ? "line at" : "line", role: "listitem", "aria-current": number === standsAt && !trail.length ? "step" : null },
-          h("span", { class: "names" }, ...names.map((name) => h("button", { type: "button", class: whole(name) === stands ? "stands" : "", "aria-pressed": String(whole(name) === chosen), title: whole(name) === stands ? "the pass stands here" : `${module}.${whole(name)}`, click: () => choose(name), dblclick: () => void go([...trail, name]) }, name))),
+          h("span", { class: "names" }, ...names.map((name) => h("button", { type: "button", class: whole(name) === stands ? "stands" : "", "aria-pressed": String(whole(name) === chosen), title: whole(name) === stands ? "the pass stands here" : `${module}.${whole(name)}`, click: () => choose(name), dblclick: () => void go([...trail, name]) }, ...breakable(name)))),
           h("span", { class: "soft number mono" }, number),
-          h("code", {}, line || " "),
+          h("code", { style: `--in:${line.search(/\S|$/)}` }, line || " "), // what is too long goes on further in
         ),
       ),
     );
@@ -165,4 +165,9 @@ export function sourceBrowser(el: HTMLElement, asks: Asks): SourceBrowserView {
 /** `transformer.h.0.attn.source` as it is written in Python: `transformer.h[0].attn.source`. */
 export function dotted(path: string): string {
   return path.replace(/\.(\d+)(?=\.|$)/g, "[$1]");
+}
+
+/** A name that is too long for its column goes on below after an underscore. */
+function breakable(name: string): (string | HTMLElement)[] {
+  return name.split(/(?<=_)(?=[^_])/).flatMap((part, index) => (index ? [h("wbr"), part] : [part]));
 }

@@ -94,9 +94,10 @@ const SHEET = `
 .insitu-stepper .site .sign{color:var(--orange)}
 .insitu-stepper .sides{display:grid;grid-template-columns:minmax(15rem,2fr) minmax(0,3fr);gap:14px}
 .insitu-stepper .tree{max-height:430px;overflow:auto;border:1px solid var(--rule);border-radius:4px;padding:3px 0}
-.insitu-stepper .row{display:flex;gap:7px;align-items:center;height:23px;white-space:nowrap;padding-right:6px;cursor:default}
+.insitu-stepper .row{display:flex;gap:7px;align-items:baseline;height:23px;line-height:23px;white-space:nowrap;padding-right:6px;cursor:default}
 .insitu-stepper .row:hover{background:var(--tint)}
 .insitu-stepper .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
+.insitu-stepper .row code{line-height:inherit}
 .insitu-stepper .row.here code{font-weight:700}
 .insitu-stepper .sign{width:13px;flex:none;text-align:center;color:var(--orange)}.insitu-stepper .sign.ran{color:var(--soft)}
 .insitu-stepper .twist{width:13px;flex:none;text-align:center;color:var(--soft);cursor:pointer}

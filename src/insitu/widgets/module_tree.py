@@ -248,7 +248,8 @@ def _columns(node: WrappedModule) -> dict[str, Any]:
         names.append(name)
         parents.append(parent)
         of_kind.append(kinds.setdefault(type(module).__name__, len(kinds)))
-        with_output.append(outputs.setdefault(shown[module], len(outputs)) if module in shown else 0)
+        output = shown.get(module, "")
+        with_output.append(outputs.setdefault(output, len(outputs)))
         own = 0
         if module._parameters:
             for parameter in module._parameters.values():
