@@ -1,6 +1,7 @@
 """A model's modules as a collapsible list and as indented text; a pass held open as one line.
 
     model_html(model), model_text(model)
+    model_twins(model)                      # both, text first, for one look at the modules
     run_html(run)
 
 Runs nothing, and reads no value beyond its shape.
@@ -33,9 +34,23 @@ _ROOT = 'style="list-style-type:none;margin:0;padding-left:0"'
 _LEAF = 'class="leaf" style="padding-left:14px"'
 
 
+def model_twins(node: WrappedModule) -> tuple[str, str]:
+    """The tree as text and as HTML."""
+    tree = grow(node)
+    return _as_text(node, tree), _as_html(node, tree)
+
+
 def model_html(node: WrappedModule) -> str:
     """A collapsible tree; the first levels are open, those of a small one to its first block."""
-    tree = grow(node)
+    return _as_html(node, grow(node))
+
+
+def model_text(node: WrappedModule) -> str:
+    """The same tree as indented text."""
+    return _as_text(node, grow(node))
+
+
+def _as_html(node: WrappedModule, tree: Branch) -> str:
     size = f'<span class="soft"> · {_count(tree.parameters)}</span>'
     head = f'<div class="head"><b>{escape(tree.kind)}</b>{size}</div>'
     is_small = sum(1 for _ in zip(_below(tree), range(OPEN_MAX + 1), strict=False)) <= OPEN_MAX
@@ -84,9 +99,7 @@ def _below(branch: Branch) -> Iterator[Branch]:
         yield from _below(child)
 
 
-def model_text(node: WrappedModule) -> str:
-    """The same tree as indented text."""
-    tree = grow(node)
+def _as_text(node: WrappedModule, tree: Branch) -> str:
     lines = [f"{tree.kind}  {_count(tree.parameters)}"]
     rows = _text(tree, 1)
     lines.extend(line for line, _ in zip(rows, range(ROWS_MAX), strict=False))

@@ -7,7 +7,7 @@ Siblings of the same class, parameters and submodules fold into one: `(0-11): 12
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -28,8 +28,7 @@ class Branch:
     children: tuple["Branch", ...]
 
 
-@dataclass(frozen=True)
-class _Measure:
+class _Measure(NamedTuple):
     likeness: int
     parameters: int
 
@@ -54,16 +53,21 @@ def _measured(root: nn.Module) -> tuple[dict[nn.Module, _Measure], int]:
         known = measures.get(module)
         if known is not None:
             return known
-        parts = [(n, measure(m)) for n, m in module._modules.items() if m is not None]
-        own = [(name, p) for name, p in module._parameters.items() if p is not None]
-        sizes.update((id(p), p.numel()) for _, p in own)
-        shapes = tuple((name, p.shape) for name, p in own)
-        look = type(module), shapes, tuple((n, part.likeness) for n, part in parts)
-        measures[module] = _Measure(
-            numbers.setdefault(look, len(numbers)),
-            sum(shape.numel() for _, shape in shapes) + sum(part.parameters for _, part in parts),
-        )
-        return measures[module]
+        look: list[Any] = [type(module)]
+        count = 0
+        for name, part in module._modules.items():
+            if part is not None:
+                found = measure(part)
+                count += found.parameters
+                look += name, found.likeness
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                sizes[id(parameter)] = size = parameter.numel()
+                count += size
+                look += name, parameter.shape
+        measured = _Measure(numbers.setdefault(tuple(look), len(numbers)), count)
+        measures[module] = measured
+        return measured
 
     measure(root)
     return measures, sum(sizes.values())

@@ -48,6 +48,8 @@ class Widget(anywidget.AnyWidget):
     """The cell in whose output it stands already."""
     _output: Any = None
     """The handle of that output."""
+    _told: str | None = None
+    """Its text, while it is being displayed: anywidget asks for that too."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "front_end" in cls.__dict__:  # anywidget makes further classes, with traits added
@@ -71,18 +73,28 @@ class Widget(anywidget.AnyWidget):
         """What the view shows, as HTML without scripts, for where no widget lives."""
         raise NotImplementedError
 
+    def twins(self) -> tuple[str, str]:
+        """Both, text first."""
+        return self.text(), self.html()
+
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        shown = super()._repr_mimebundle_(**kwargs)
+        try:
+            text, html = self.twins()
+        except InsituError as error:  # what it shows is gone: the view stays as it was
+            text, html = str(error), f"<pre>{escape(str(error))}</pre>"
+        self._told = readable(text)
+        try:
+            shown = super()._repr_mimebundle_(**kwargs)
+        finally:
+            self._told = None
         if shown is None:
             return None
         data, metadata = shown if isinstance(shown, tuple) else (shown, {})
-        try:
-            text, html = self.text(), self.html()
-        except InsituError as error:  # what it shows is gone: the view stays as it was
-            text, html = str(error), f"<pre>{escape(str(error))}</pre>"
         return {**data, "text/plain": readable(text), "text/html": readable(html)}, metadata
 
     def __repr__(self) -> str:
+        if self._told is not None:
+            return self._told
         try:
             return readable(self.text())
         except InsituError as error:

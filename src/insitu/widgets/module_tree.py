@@ -25,7 +25,7 @@ from insitu.engine.running import opened
 from insitu.engine.source.listing import place
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError
-from insitu.twins.model import model_html, model_text
+from insitu.twins.model import model_html, model_text, model_twins
 from insitu.widgets.base import Widget
 from insitu.widgets.batches import Batches
 from insitu.widgets.following import NAMES, Following
@@ -123,6 +123,10 @@ class ModuleTree(Widget):
     def html(self) -> str:
         """The same as nested lists that open and close without a script."""
         return model_html(self._there())
+
+    def twins(self) -> tuple[str, str]:
+        """Both, of modules that are counted once."""
+        return model_twins(self._there())
 
     def answer_watched(self, given: dict[str, Any]) -> None:
         """A view was opened or is gone; a tree that nobody sees follows no pass."""
