@@ -48,7 +48,7 @@ class Widget(anywidget.AnyWidget):
     """The cell in whose output it stands already."""
     _output: Any = None
     """The handle of that output."""
-    _told: str | None = None
+    _text_told: str | None = None
     """Its text, while it is being displayed: anywidget asks for that too."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -82,19 +82,19 @@ class Widget(anywidget.AnyWidget):
             text, html = self.twins()
         except InsituError as error:  # what it shows is gone: the view stays as it was
             text, html = str(error), f"<pre>{escape(str(error))}</pre>"
-        self._told = readable(text)
+        self._text_told = readable(text)
         try:
             shown = super()._repr_mimebundle_(**kwargs)
         finally:
-            self._told = None
+            self._text_told = None
         if shown is None:
             return None
         data, metadata = shown if isinstance(shown, tuple) else (shown, {})
         return {**data, "text/plain": readable(text), "text/html": readable(html)}, metadata
 
     def __repr__(self) -> str:
-        if self._told is not None:
-            return self._told
+        if self._text_told is not None:
+            return self._text_told
         try:
             return readable(self.text())
         except InsituError as error:
