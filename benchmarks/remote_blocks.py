@@ -8,10 +8,13 @@ from typing import Any
 
 import requests
 import torch
+from zstandard import ZstdDecompressor
 
 import insitu
 from insitu.remote.client import tracer as client
 from insitu.remote.client.connection import Connection
+from insitu.remote.wire.pieces import PREFIX
+from insitu.remote.wire.pieces import packed as packed_piece
 
 PROMPT = "The Eiffel Tower is in the city of"
 LOCAL_BYTES = 2**20
@@ -27,11 +30,13 @@ def traced(model: Any, remote: Any) -> Any:
     return logits
 
 
-def exchanged(model: Any, remote: Any, times: int) -> None:
-    """A megabyte goes down and comes up again, so many times."""
+def exchanged(model: Any, remote: Any, times: int, came: list[float] | None = None) -> None:
+    """A megabyte goes down and comes up again, so many times; and when each came."""
     seen = []
 
     def mine(value: Any) -> Any:
+        if came is not None:
+            came.append(time.perf_counter())
         seen.append(value[0].item())
         return value + 1
 
@@ -122,10 +127,8 @@ def _cut(rng: random.Random, body: bytes) -> bytes:
 
 def _bent(rng: random.Random, body: bytes) -> bytes:
     """One that is a container still, with something else in its JSON."""
-    from zstandard import ZstdCompressor, ZstdDecompressor
-
-    inner = bytearray(ZstdDecompressor().decompressobj().decompress(body[7:]))
+    inner = bytearray(ZstdDecompressor().decompress(body[7 + PREFIX.size :]))
     for _ in range(rng.randrange(1, 4)):
         at = rng.randrange(8, len(inner))
         inner[at] = rng.choice(b'{}[]",:0159aeintx\x00\xff')
-    return body[:7] + ZstdCompressor().compress(bytes(inner))
+    return body[:7] + packed_piece(bytes(inner), 3)

@@ -11,18 +11,9 @@ print(model.tokenizer.decode(logits[0, -1].argmax()))
 
 import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insitu.engine import opening
-from insitu.engine.backward_call import backward
-from insitu.engine.cache.activations import ActivationCache, load_cache
-from insitu.engine.held import Run
-from insitu.engine.local import local
-from insitu.engine.save import save
-from insitu.engine.trace import Tracer
-from insitu.engine.values import force
-from insitu.engine.views import View
-from insitu.engine.wrapped import WrappedModule
 from insitu.errors import (
     AdapterError,
     CacheBudgetError,
@@ -65,9 +56,20 @@ from insitu.errors import (
     WriteError,
 )
 from insitu.models import elsewhere
-from insitu.models.base import NNsight
-from insitu.models.language import LanguageModel
 from insitu.settings import CONFIG
+
+if TYPE_CHECKING:  # at run time they are imported when they are first named: see _LATER
+    from insitu.engine.backward_call import backward
+    from insitu.engine.cache.activations import ActivationCache, load_cache
+    from insitu.engine.held import Run
+    from insitu.engine.local import local
+    from insitu.engine.save import save
+    from insitu.engine.trace import Tracer
+    from insitu.engine.values import force
+    from insitu.engine.views import View
+    from insitu.engine.wrapped import WrappedModule
+    from insitu.models.base import NNsight
+    from insitu.models.language import LanguageModel
 
 __version__ = "0.1.0"
 
@@ -126,14 +128,26 @@ __all__ = [  # noqa: RUF022 - in plain alphabetical order
     "save",
 ]
 
-_LATER = {  # what is imported when it is first named: it needs more than torch
+_LATER = {  # imported when first named: all that needs torch, which a server's door does without
+    "ActivationCache": "insitu.engine.cache.activations",
     "DiffusionModel": "insitu.models.diffusion",
+    "LanguageModel": "insitu.models.language",
+    "NNsight": "insitu.models.base",
+    "Run": "insitu.engine.held",
+    "Tracer": "insitu.engine.trace",
+    "View": "insitu.engine.views",
     "VisionLanguageModel": "insitu.models.vision_language",
+    "WrappedModule": "insitu.engine.wrapped",
+    "backward": "insitu.engine.backward_call",
     "compare": "insitu.remote.client.info",
+    "force": "insitu.engine.values",
     "is_model_running": "insitu.remote.client.info",
     "job": "insitu.remote.client.info",
     "jobs": "insitu.remote.client.info",
+    "load_cache": "insitu.engine.cache.activations",
+    "local": "insitu.engine.local",
     "register": "insitu.remote.wire.origins",
+    "save": "insitu.engine.save",
     "selection": "insitu.widgets.selection",
     "show": "insitu.widgets.opening",
     "status": "insitu.remote.client.info",
@@ -155,7 +169,8 @@ def __getattr__(name: str) -> Any:
     if name in _EXTENSION:  # `%load_ext insitu`; importing insitu alone imports no IPython
         return getattr(importlib.import_module("insitu.notebook.extension"), name)
     if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
+        found = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+        return found
     if name in _PARTS:
         return importlib.import_module(f"insitu.{name}")
     if not name.startswith("_"):  # a name of older documents
@@ -163,6 +178,10 @@ def __getattr__(name: str) -> Any:
         if name in older:
             return older[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER, *_PARTS})
 
 
 if sys.modules.get("IPython") is not None:  # in a notebook: how to get the rest

@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from insitu import __version__, tour
+from insitu import __version__
 from insitu.errors import InsituError, MissingPackageError
-from insitu.models.language import LanguageModel
 from insitu.remote.server import options as server_options
 
 
@@ -43,6 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _demo(page: Path | None) -> None:
+    from insitu import LanguageModel, tour  # torch: a server's process has none
+
     found = tour.explore(LanguageModel("demo"))
     print(tour.as_text(found))
     if page is not None:

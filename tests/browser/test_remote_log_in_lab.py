@@ -33,7 +33,7 @@ CELLS = [
     "print(log.count)",
     "from insitu.widgets import Recording, RemoteLog\nRemoteLog(Recording('run.jsonl'))",
 ]
-STATUS = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+STATE = "window.jupyterapp.shell.currentWidget.content.widgets[3].model.executionState"
 HEARD = "view => Number(view.textContent.match(/([\\d,]+) lines/)?.[1].replaceAll(',', '') ?? 0)"
 
 
@@ -46,12 +46,12 @@ def test_a_fast_log_is_followed_searched_and_cancelled(lab):
     view.scroll_into_view_if_needed()
     write(notebook, 3, "while not pathlib.Path('seen').exists(): time.sleep(0.1)")
     begin(notebook, 3)
-    page.wait_for_function(f"{STATUS} === 'busy'")
+    page.wait_for_function(f"{STATE} === 'running'")
     before = view.evaluate(HEARD)
     page.wait_for_function(
         f"([view, count]) => ({HEARD})(view) > count", arg=[view.element_handle(), before + 20_000]
     )
-    assert page.evaluate(STATUS) == "busy"  # the lines came while that cell kept the kernel busy
+    assert page.evaluate(STATE) == "running"  # the lines came while that cell kept the kernel busy
     assert "the last 5,000 here" in view.inner_text()
     assert view.locator("[role=option]").count() < 60
     (lab.root / "seen").touch()

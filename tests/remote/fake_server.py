@@ -197,8 +197,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.chunk(b": here\n\n")
             for kind, told in news:
                 at += 1
-                data = json.dumps(told)
-                self.chunk(f"id: {at}\nevent: {kind}\ndata: {data}\n\n".encode())
+                values = self.follows(job, kind, told)
+                data = json.dumps(told if values is None else {**told, "follows": True})
+                text = f"id: {at}\nevent: {kind}\ndata: {data}\n\n".encode()
+                self.chunk(text + (values or b""))
                 if at in job.drops:
                     job.drops.discard(at)
                     self.close_connection = True
@@ -206,6 +208,13 @@ class Handler(BaseHTTPRequestHandler):
                 if kind == "end":
                     self.wfile.write(b"0\r\n\r\n")
                     return
+
+    def follows(self, job, kind, told):
+        """The values that come behind an event, where server and client want that."""
+        wanted = "application/x-insitu-events" in self.headers.get("Accept", "")
+        if kind != "local" or "payload" in told or not (wanted and self.server.fake.follows):
+            return None
+        return job.values[told["number"]]
 
     def chunk(self, data):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
@@ -224,6 +233,7 @@ class FakeServer:
     def __init__(self):
         self.asked = []
         self.answers = {}
+        self.follows = False
         self.jobs = {}
         self.by_key = {}
         self.facts = {

@@ -8,6 +8,7 @@ import json
 
 from insitu.remote.protocol import Ended, Fault, Local, Log, ModelState, Progress, Status, Token
 from insitu.remote.wire import container
+from insitu.remote.wire.header import read_header
 
 
 class FakeWorkers:
@@ -42,7 +43,7 @@ class FakeWorkers:
         self.running[task.id] = (task.model, cancelled)
         self.order.append(task.id)
         self.most_at_once = max(self.most_at_once, len(self.running))
-        header = await asyncio.to_thread(container.read_header, task.request.read_bytes())
+        header = await asyncio.to_thread(read_header, task.request.read_bytes())
         told(Status("RUNNING"))
         work = asyncio.ensure_future(self._work(task, told, header.get("do", [])))
         cancelling = asyncio.ensure_future(cancelled.wait())

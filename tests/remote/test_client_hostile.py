@@ -338,6 +338,39 @@ def test_a_parser_takes_bytes_however_they_are_cut():
         ]  # fmt: skip
 
 
+def test_values_behind_an_event_come_whole_however_the_stream_is_cut():
+    values = bytes(range(10)) + b"\n\nid: 9\nevent: end\ndata: {}\n\n"
+    follows = {"number": 0, "index": 0, "bytes": len(values), "follows": True}
+    none = {**follows, "bytes": 0}
+    data = (
+        event(1, "local", follows) + values + event(2, "log", {}) + event(3, "local", none)
+        + event(4, "log", {"follows": True, "bytes": 7}) + b"id: 5\nevent: end\ndata: {}\n\n"
+    )  # fmt: skip
+    for size in range(1, len(data) + 1):
+        parser = Parser()
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        said = [one for piece in pieces for one in parser.feed(piece)]
+        assert [(one.number, one.values) for one in said] == [
+            (1, values), (2, None), (3, b""), (4, None), (5, None),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [2**40, -1, "many", None, 2.5, True])
+def test_values_of_a_strange_size_are_refused(size):
+    told = {"number": 0, "index": 0, "bytes": size, "follows": True}
+    with pytest.raises(insitu.ServerError, match=r"not in its protocol|bytes as"):
+        list(Parser().feed(event(1, "local", told)))
+
+
+def test_values_that_were_only_said_take_little_memory():
+    told = {"number": 0, "index": 0, "bytes": 2**28, "follows": True}
+    parser = Parser()
+    tracemalloc.start()
+    assert not list(parser.feed(event(1, "local", told) + bytes(1000)))
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
 def test_a_long_line_in_many_pieces_takes_linear_time():
     parser = Parser()
     began = time.process_time()

@@ -1,6 +1,7 @@
 """A job is followed, answered and fetched; lost connections lose nothing; errors are the user's."""
 
 import asyncio
+import json
 import signal
 import threading
 import time
@@ -14,6 +15,8 @@ from insitu.events import Job
 from insitu.remote.client.connection import Connection
 from insitu.remote.client.job import Caller, RemoteJob
 from insitu.remote.client.shown import show
+from insitu.remote.wire import container
+from insitu.remote.wire.values import decode_all
 
 
 @pytest.fixture
@@ -189,6 +192,69 @@ def test_a_local_part_runs_in_the_callers_thread(server, connection):
     assert server.paths("GET").count("/v1/jobs/job-0/local/1") == 1
     send(connection, Caller(local)).start().result(10)
     assert ran[-1][2] is not here
+
+
+def test_values_come_behind_their_event_without_another_request(server, connection):
+    server.follows = True
+    values = [torch.randn(70_000), torch.randn(300_000)]
+    answers, ran = [], []
+
+    def plan(job):
+        for n, value in enumerate(values):
+            answers.append(job.ask(n, n, packed(x=value)))
+            job.say("log", text=f"after {n}", tags=[])
+        job.end(result=packed(x=1))
+
+    def local(index, payload):
+        ran.append(decode_all(*container.unpack(payload, most=2**22))["x"])
+        return [b"in", memoryview(b" pieces"), b" %d" % index]
+
+    server.plan = plan
+    job = send(connection, Caller(local))
+    assert job.run() == {"x": 1}
+    assert all(map(torch.equal, ran, values))
+    assert answers == [b"in pieces 0", b"in pieces 1"]
+    assert job.logs == ["after 0", "after 1"]
+    assert not [path for path in server.paths("GET") if "/local/" in path]
+
+
+def test_values_that_broke_off_come_again(server, connection):
+    server.follows = True
+    value = torch.randn(100_000)
+    server.plan = lambda job: (job.ask(0, 0, packed(x=value)), job.end(result=packed(x=1)))
+    left = [0, 40, 200_000]
+
+    def broken(request):
+        if not left:
+            return NotImplemented
+        job = server.jobs["job-0"]
+        with job.changed:
+            job.changed.wait_for(lambda: job.events, 10)
+        told = {**job.events[0][1], "follows": True}
+        text = f"id: 1\nevent: local\ndata: {json.dumps(told)}\n\n".encode()
+        request.send_response(200)
+        request.send_header("Content-Length", "1000000")
+        request.end_headers()
+        return request.raw(text + job.values[0][: left.pop()])
+
+    server.answers["GET", "/v1/jobs/[^/]+/events"] = broken
+    ran = []
+
+    def local(index, payload):
+        ran.append(decode_all(*container.unpack(payload, most=2**22))["x"])
+        return b"back"
+
+    assert send(connection, Caller(local)).run() == {"x": 1}
+    assert len(ran) == 1
+    assert torch.equal(ran[0], value)
+
+
+def test_who_only_watches_is_sent_no_values(server, connection):
+    server.follows = True
+    server.plan = lambda job: job.end(result=packed(x=1))
+    send(connection).run()
+    accepted = [headers["Accept"] for _, path, headers, _ in server.asked if "events" in path]
+    assert accepted == ["text/event-stream"]
 
 
 def test_a_part_that_is_answered_does_not_run_again(server, connection):

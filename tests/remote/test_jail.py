@@ -319,18 +319,9 @@ while True: pass
 def test_what_this_machine_lacks_is_said_before_a_server_starts(monkeypatch):
     monkeypatch.setattr(jail.landlock, "version", lambda: 0)
     with pytest.raises(UsageError) as error:
-        jail.require("team", "cpu")
+        jail.require("team")
     assert error.value.what == "--trust team cannot be had on this machine: no landlock."
-    jail.require("self", "cpu")
-
-
-def test_a_cuda_model_is_refused_in_a_jail():
-    for trust in ("team", "public"):
-        with pytest.raises(UsageError) as error:
-            jail.require(trust, "cuda:0")
-        assert error.value.what == f"--trust {trust} cannot serve a model on cuda:0."
-        assert "--trust self" in error.value.next
-    jail.require("self", "cuda")
+    jail.require("self")
 
 
 def test_every_mode_says_what_it_does_not_stop():

@@ -1,5 +1,6 @@
 """Clients that are slow, huge, silent or gone; disks that are full; databases that are locked."""
 
+import asyncio
 import errno
 import re
 import socket
@@ -13,6 +14,7 @@ from loopback_server import running
 
 from insitu.remote.protocol import Limits
 from insitu.remote.server import download, files, patience, stream
+from insitu.remote.server.files import collected
 from insitu.remote.server.refusal import Refusal
 
 HEAD = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nX-Protocol: 1\r\n"
@@ -68,6 +70,46 @@ def test_a_body_that_grows_is_refused_while_it_is_read(tmp_path):
         assert said.startswith(b"HTTP/1.1 413")
         assert requests_kept(server) == []
         assert client.send(request())  # and the place in the queue was given back
+
+
+def body(*parts, pause_s=0.0):
+    async def come():
+        for part in parts:
+            await asyncio.sleep(pause_s)
+            yield part
+
+    return come()
+
+
+@pytest.mark.parametrize("said", [None, 0, 5, 3000])
+def test_values_are_collected_whole_whatever_was_said_of_their_length(said):
+    parts = [b"a" * 1000, b"b" * 1500, b"c" * 500]
+    if said in (0, 5):
+        with pytest.raises(Refusal) as error:
+            asyncio.run(collected(body(*parts), 3000, said))
+        assert error.value.status == 413
+    else:
+        assert asyncio.run(collected(body(*parts), 3000, said)) == b"".join(parts)
+
+
+@pytest.mark.parametrize("said", [None, 3000])
+def test_values_that_grow_too_large_are_refused_as_they_come(said):
+    with pytest.raises(Refusal) as error:
+        asyncio.run(collected(body(*[b"x" * 1000] * 4), 3000, said))
+    assert error.value.status == 413
+
+
+def test_values_that_come_too_slowly_are_refused(monkeypatch):
+    monkeypatch.setattr(files, "GAP_S", 0.1)
+    began = time.monotonic()
+    with pytest.raises(Refusal) as error:
+        asyncio.run(collected(body(b"x", b"y", pause_s=0.5), 10, 2))
+    assert error.value.status == 408
+    assert time.monotonic() - began < 0.4
+    monkeypatch.setattr(files, "GAP_S", 5)
+    monkeypatch.setattr(files, "FIRST_S", 0.3)
+    with pytest.raises(Refusal, match=r"too slowly: [3-8] bytes"):
+        asyncio.run(collected(body(*[b"x"] * 50, pause_s=0.05), 100, 50))
 
 
 def test_who_goes_on_sending_after_the_answer_is_cut_off(tmp_path, monkeypatch):
@@ -142,6 +184,24 @@ def test_a_reader_that_takes_nothing_is_let_go_and_holds_no_rows(tmp_path, monke
         events = client.events(job)
         assert len(events) == 3_005
         assert [number for number, _, _ in events] == list(range(1, 3_006))
+
+
+def test_a_reader_that_takes_none_of_the_values_is_let_go_and_another_gets_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stream, "SEND_S", 0.3)
+    with running(tmp_path, FakeWorkers()) as (server, client):
+        job = client.send(request(["local", 0, 20_000_000]))
+        accept = "Accept: application/x-insitu-events"
+        lines = f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: localhost\r\n{accept}\r\n\r\n"
+        with connected(server, lines, receive_bytes=4_096):
+            until(lambda: server.server.streams)
+            until(lambda: not server.server.streams)
+            sent = server.server.desk.counts.bytes_out
+            assert sent < 10_000_000  # what did not fit into the sockets was not copied
+        assert client.get(f"/v1/jobs/{job}/local/0").content == b"v" * 20_000_000
+        assert client.post(f"/v1/jobs/{job}/local/0", b"y").status_code == 204
+        assert client.until(job, "COMPLETED") == "COMPLETED"
 
 
 def test_a_reader_that_goes_away_leaves_no_stream(tmp_path):

@@ -2,11 +2,12 @@
 
 import base64
 import hashlib
+import json
 import threading
 import time
 
 import pytest
-from fake_workers import FakeWorkers, request
+from fake_workers import FakeWorkers, events_in, request
 from loopback_server import Client, running
 
 from insitu.remote.protocol import Limits
@@ -121,6 +122,56 @@ def test_small_values_come_inside_the_event(client):
         else:
             raise AssertionError("no values")
     client.until(job, "COMPLETED")
+
+
+def first_of(answer, count):
+    """So many bytes of a stream."""
+    found = b""
+    while len(found) < count and (piece := answer.raw.read1(count - len(found))):
+        found += piece
+    return found
+
+
+@pytest.mark.parametrize("size", [10, 65_537, 3_000_001])
+def test_values_follow_their_event_for_who_takes_them_so(client, size):
+    """Again for everybody who comes, until they are answered; what comes after is in its place."""
+    job = client.send(request(["local", 0, size], ["log", "after"]))
+    headers = {"Accept": "application/x-insitu-events, text/event-stream"}
+    url = f"/v1/jobs/{job}/events"
+    for _ in range(2):
+        with client.get(url, stream=True, headers=headers) as answer:
+            assert answer.headers["Content-Type"] == "application/x-insitu-events"
+            text = b""
+            while not (b"event: local" in text and text.endswith(b"\n\n")):
+                text += first_of(answer, 1)
+            said = json.loads(text.rpartition(b"data: ")[2])
+            assert (said["bytes"], said["follows"], "payload" in said) == (size, True, False)
+            assert first_of(answer, size) == b"v" * size
+            if not client.get(f"/v1/jobs/{job}/local/0").ok:
+                raise AssertionError("it does not wait any more")
+            if _ == 1:
+                assert client.post(f"/v1/jobs/{job}/local/0", b"y" * size).status_code == 204
+                rest = first_of(answer, 100_000)
+    assert [data["text"] for _, kind, data in events_in(rest.decode()) if kind == "log"] == [
+        "after"
+    ]
+    text = client.get(url, headers=headers).text
+    (local,) = [data for _, kind, data in events_in(text) if kind == "local"]
+    assert local["answered"]
+    assert "follows" not in local
+    result = client.get(f"/v1/jobs/{job}/result").content
+    assert container.unpack(result, most=10_000)[0]["values"] == {"got": size}
+
+
+def test_values_of_a_local_part_may_be_sent_without_their_length(client):
+    job = client.send(request(["local", 0, 5]))
+    while not client.get(f"/v1/jobs/{job}/local/0").ok:
+        time.sleep(0.005)
+    pieces = (b"y" * 1000 for _ in range(1_500))
+    assert client.post(f"/v1/jobs/{job}/local/0", pieces).status_code == 204
+    client.until(job, "COMPLETED")
+    result = client.get(f"/v1/jobs/{job}/result").content
+    assert container.unpack(result, most=10_000)[0]["values"] == {"got": 1_500_000}
 
 
 def test_a_replayed_request_is_the_same_job_and_another_body_is_refused(pair, client):

@@ -192,3 +192,42 @@ def test_jobs_that_have_not_ended_are_found_again_in_order(tmp_path):
         return [row["id"] for row in store.unended(ENDS)]
 
     assert with_store(tmp_path, act) == ["j2", "j0"]
+
+
+def test_what_cannot_wait_is_committed_and_told_at_once(tmp_path):
+    async def act(store):
+        told = []
+        store.committed = told.append
+        await store.write(ROW)
+        told.clear()
+        job = Job("j1", "ada", "demo", store, Limits())
+        job.told(Local(0, 2, b"values"))
+        assert (store.pending(), told) == (0, [{"j1"}])
+        job.told(Log("before"))  # which waits for the writer, so what follows it does too
+        job.told(Local(1, 0, b""))
+        assert store.pending() == 2
+        await settled(store)
+        return [(row["number"], row["kind"]) for row in store.events("j1", 0)]
+
+    assert with_store(tmp_path, act) == [(1, "local"), (2, "log"), (3, "local")]
+
+
+def test_what_cannot_wait_waits_for_a_database_that_is_locked(tmp_path):
+    async def act(store):
+        await store.write(ROW)
+        job = Job("j1", "ada", "demo", store, Limits())
+        other = connect(tmp_path / "jobs.sqlite", 100)
+        other.execute("BEGIN IMMEDIATE")
+        began = time.perf_counter()
+        job.told(Local(0, 0, b"values"))
+        took = time.perf_counter() - began  # the event loop was not held up
+        assert store.pending() == 1
+        other.execute("ROLLBACK")
+        other.close()
+        await settled(store)
+        assert store.trouble == ""
+        return took, [row["kind"] for row in store.events("j1", 0)]
+
+    took, kinds = with_store(tmp_path, act)
+    assert took < 0.1
+    assert kinds == ["local"]

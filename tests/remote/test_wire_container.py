@@ -13,8 +13,9 @@ import zstandard
 from safetensors.torch import load
 
 from insitu import WireError
-from insitu.remote.wire import frames
-from insitu.remote.wire.container import MAGIC, pack, read_header, unpack, write
+from insitu.remote.wire import pieces
+from insitu.remote.wire.container import pack, unpack, write
+from insitu.remote.wire.header import MAGIC, read_header
 
 MOST = 2**26
 EVERY = [
@@ -49,12 +50,34 @@ def equal(one, other):
     )
 
 
+def zstd(data, level=3):
+    """A piece that is compressed."""
+    return piece(1, zstandard.ZstdCompressor(level=level).compress(data))
+
+
+def piece(kind, data, length=None):
+    return struct.pack("<BQ", kind, len(data) if length is None else length) + data
+
+
+def inner_of(data):
+    """What the pieces of a container hold."""
+    at, found = len(MAGIC) + 1, b""
+    while at < len(data):
+        kind, length = struct.unpack("<BQ", data[at : at + 9])
+        held = data[at + 9 : at + 9 + length]
+        found += (held, zstandard.ZstdDecompressor().decompress(held) if kind == 1 else b"", b"")[
+            kind
+        ]
+        at += 9 + length
+    return found
+
+
 def made(header, listed, body=b"", *, level=3):
     """A container put together by hand."""
     listed = listed if isinstance(listed, bytes) else json.dumps(listed).encode()
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     inner = struct.pack("<Q", len(header)) + header + struct.pack("<Q", len(listed)) + listed + body
-    return MAGIC + b"\1" + zstandard.ZstdCompressor(level=level).compress(inner)
+    return MAGIC + b"\1" + zstd(inner, level)
 
 
 @pytest.mark.parametrize("dtype", EVERY, ids=str)
@@ -76,7 +99,7 @@ def test_nan_and_infinity_keep_their_bits():
 
 @pytest.mark.parametrize("fill", ["random", "zeros", "tokens"])
 def test_large_tensors_come_back_whether_they_shrink_or_not(fill):
-    n = frames.SMALL_BYTES * 3 + 5
+    n = pieces.SMALL_BYTES * 3 + 5
     tensor = {
         "random": lambda: torch.randint(0, 255, (n,), dtype=torch.uint8),
         "zeros": lambda: torch.zeros(n),
@@ -89,16 +112,45 @@ def test_large_tensors_come_back_whether_they_shrink_or_not(fill):
     assert torch.equal(found["last"], torch.ones(2))
 
 
-def test_the_inside_is_plain_zstd_with_plain_safetensors():
+def test_the_inside_is_plain_pieces_and_plain_zstd_with_plain_safetensors():
     tensor = torch.randn(300, 300)
     data = pack({"é": [1]}, {"t": tensor, "c": torch.ones(2, dtype=torch.complex64)})
-    reader = zstandard.ZstdDecompressor().stream_reader(data[7:], read_across_frames=True)
-    inner = reader.read()
+    assert bytes(tensor.numpy().data) in data  # random numbers stand as they are
+    inner = inner_of(data)
     (length,) = struct.unpack("<Q", inner[:8])
     assert json.loads(inner[8 : 8 + length]) == {"é": [1]}
     plain = load(inner[8 + length :])
     assert torch.equal(plain["t"], tensor)
     assert plain["c"].shape == (2, 8)
+
+
+@pytest.mark.parametrize("length", range(17))
+def test_large_tensors_stay_where_they_are_in_memory_that_is_given_away(length):
+    """And nowhere else: not in bytes, not in a file, and not where a dtype would lie askew."""
+    tensors = {"a": torch.randn(70_000, dtype=torch.float64), "b": torch.randn(300_001)}
+    data = bytearray(pack({"text": "x" * length}, {**tensors, "odd": torch.rand(3).half()}))
+    begin = torch.frombuffer(data, dtype=torch.uint8).data_ptr()
+    for source in (data, bytes(data), io.BytesIO(data)):
+        found = unpack(source, most=MOST)[1]
+        for name, tensor in tensors.items():
+            assert torch.equal(found[name], tensor)
+            is_inside = begin <= found[name].data_ptr() < begin + len(data)
+            assert is_inside == (source is data)
+            assert found[name].data_ptr() % 16 == 0
+            found[name].zero_()  # and can be written to
+            if source is data:
+                found[name].copy_(tensor)
+
+
+def test_a_tensor_askew_in_memory_is_copied():
+    tensor = torch.randn(100_000)
+    listed = {"t": {"dtype": "F32", "shape": [100_000], "data_offsets": [0, 400_000]}}
+    whole = made({}, listed)  # 7 bytes, a piece, and 9: what follows is nowhere in particular
+    for count in range(4):
+        data = bytearray(whole + piece(2, bytes(count)) + piece(0, bytes(tensor.numpy().data)))
+        found = unpack(data, most=MOST)[1]["t"]
+        assert torch.equal(found, tensor)
+        assert found.data_ptr() % 16 == 0
 
 
 def test_writing_to_a_file_gives_the_same_bytes():
@@ -136,7 +188,17 @@ HOSTILE = {
     "magic alone": MAGIC,
     "another version": MAGIC + b"\7" + bytes(20),
     "a pickle": b"\x80\x04.",
-    "no zstd": MAGIC + b"\1" + bytes(100),
+    "no zstd": MAGIC + b"\1" + piece(1, bytes(100)),
+    "a piece of another kind": MAGIC + b"\1" + piece(3, bytes(100)),
+    "much of nothing": MAGIC + b"\1" + piece(2, bytes(5_000)),
+    "less than nothing": made({}, GOOD, bytes(8)) + piece(2, b"", 9),
+    "a piece longer than all": MAGIC + b"\1" + piece(0, bytes(100), 2**63),
+    "a compressed piece longer than all": MAGIC + b"\1" + piece(1, zstandard.compress(b"x"), 2**63),
+    "half a prefix": made({}, GOOD, bytes(8)) + b"\0\1",
+    "half a piece behind the end": made({}, GOOD, bytes(8)) + piece(0, b"", 5),
+    "half a compressed piece behind the end": made({}, GOOD, bytes(8))
+    + piece(1, zstandard.compress(b""), 500),
+    "very many pieces": MAGIC + b"\1" + piece(0, b"") * 150_000,
     "zstd cut short": pack({}, {"t": torch.randn(500)})[:-200],
     "more behind the end": made({}, GOOD, bytes(12)),
     "bytes behind the frame": made({}, GOOD, bytes(8)) + b"x" * 50,
@@ -165,7 +227,7 @@ HOSTILE = {
     "a tensor larger than allowed": made({}, {"t": {**GOOD["t"], "shape": [2**40],
                                               "data_offsets": [0, 2**42]}}),
     "an own dtype that is none": made({}, {"__metadata__": {"t": "code"}, **GOOD}, bytes(8)),
-    "a length without end": MAGIC + b"\1" + zstandard.compress(b"\xff" * 8 + b"x" * 100),
+    "a length without end": MAGIC + b"\1" + zstd(b"\xff" * 8 + b"x" * 100),
 }  # fmt: skip
 
 
@@ -182,13 +244,14 @@ def test_what_is_no_container_is_refused_with_a_sentence(name):
 def bomb(size):
     packer = zstandard.ZstdCompressor(level=3).compressobj()
     zeros = bytes(2**20)
-    return b"".join([*(packer.compress(zeros) for _ in range(size // 2**20)), packer.flush()])
+    all = [*(packer.compress(zeros) for _ in range(size // 2**20)), packer.flush()]
+    return piece(1, b"".join(all))
 
 
 @pytest.mark.parametrize("claim", [2**30 - 8, 2**20])
 def test_a_bomb_is_refused_with_little_memory(claim):
     inner = bomb(2**30)
-    head = zstandard.compress(struct.pack("<Q", 2) + b"{}" + struct.pack("<Q", claim))
+    head = zstd(struct.pack("<Q", 2) + b"{}" + struct.pack("<Q", claim))
     data = MAGIC + b"\1" + head + inner
     assert len(data) < 2**17
     tracemalloc.start()
@@ -200,18 +263,46 @@ def test_a_bomb_is_refused_with_little_memory(claim):
     tracemalloc.stop()
 
 
+def test_a_plain_piece_takes_memory_only_as_it_comes():
+    listed = {"t": {"dtype": "U8", "shape": [2**20], "data_offsets": [0, 2**20]}}
+    text = json.dumps(listed).encode()
+    head = struct.pack("<Q", 2**25) + b"{}"
+    for data in (piece(0, head, 2**40), piece(0, struct.pack("<Q", 2) + b"{}" + text, 2**40)):
+        tracemalloc.start()
+        for source in (bytearray(MAGIC + b"\1" + data), io.BytesIO(MAGIC + b"\1" + data)):
+            with pytest.raises(WireError):
+                unpack(source, most=2**30, header_most=2**26)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 100, 4096])
+def test_pieces_may_be_cut_anywhere(cut):
+    inner = inner_of(pack({"n": 1}, {"t": torch.arange(2000)}))
+    parts = [inner[at : at + cut] for at in range(0, len(inner), cut)]
+    data = (
+        MAGIC
+        + b"\1"
+        + b"".join(piece(0, part) if n % 2 else zstd(part) for n, part in enumerate(parts))
+    )
+    for source in (data, bytearray(data), io.BytesIO(data)):
+        header, found = unpack(source, most=MOST)
+        assert header == {"n": 1}
+        assert torch.equal(found["t"], torch.arange(2000))
+
+
 def test_a_bomb_of_tensors_ends_where_its_list_says():
     listed = {"t": {"dtype": "U8", "shape": [2**20], "data_offsets": [0, 2**20]}}
     text = json.dumps(listed).encode()
     head = struct.pack("<Q", 2) + b"{}" + struct.pack("<Q", len(text)) + text
     with pytest.raises(WireError, match="goes on behind its end"):
-        unpack(MAGIC + b"\1" + zstandard.compress(head) + bomb(2**30), most=2**24)
+        unpack(MAGIC + b"\1" + zstd(head) + bomb(2**30), most=2**24)
 
 
 def test_a_window_that_takes_much_memory_is_refused():
     packer = zstandard.ZstdCompressor(
         compression_params=zstandard.ZstdCompressionParameters(window_log=27, write_content_size=0)
     ).compressobj()
-    data = MAGIC + b"\1" + packer.compress(bytes(2**20)) + packer.flush()
+    data = MAGIC + b"\1" + piece(1, packer.compress(bytes(2**20)) + packer.flush())
     with pytest.raises(WireError, match="zstd"):
         unpack(data, most=2**24)

@@ -9,7 +9,9 @@ import torch
 import zstandard
 
 from insitu import WireError
-from insitu.remote.wire.container import MAGIC, pack, read_header, unpack
+from insitu.remote.wire.container import pack, unpack
+from insitu.remote.wire.header import MAGIC, read_header
+from insitu.remote.wire.pieces import NOTHING, PACKED, PLAIN, PREFIX
 from insitu.remote.wire.values import decode_all, encode_all
 
 MOST, HEADER_MOST = 2**22, 2**18
@@ -21,8 +23,10 @@ TEXTS = [
 
 
 def inner(data):
-    reader = zstandard.ZstdDecompressor().stream_reader(data[7:], read_across_frames=True)
-    return reader.read()
+    """What the one piece of a small container holds."""
+    kind, length = PREFIX.unpack(data[7:16])
+    assert (kind, length) == (PACKED, len(data) - 16)
+    return zstandard.ZstdDecompressor().decompress(data[16:])
 
 
 def samples():
@@ -37,10 +41,15 @@ def samples():
 
 
 def damaged(data, chance):
-    """A container with something wrong: in its bytes, or in what is compressed."""
+    """A container with something wrong: in its bytes, or in what its pieces hold."""
     if chance.random() < 0.3:
         return mutated(data, chance)
-    return MAGIC + b"\1" + zstandard.compress(mutated(inner(data), chance), 1)
+    held = mutated(inner(data), chance)
+    cut = chance.randrange(len(held) + 1)
+    packed = zstandard.compress(held[:cut], 1)
+    rest = PREFIX.pack(PLAIN, len(held) - cut) + held[cut:]
+    nothing = PREFIX.pack(NOTHING, 3) + b"xyz"
+    return MAGIC + b"\1" + PREFIX.pack(PACKED, len(packed)) + packed + nothing + rest
 
 
 def mutated(data, chance):

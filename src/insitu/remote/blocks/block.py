@@ -14,9 +14,11 @@ import torch
 
 import insitu
 from insitu.engine.capture.parsing import parse
+from insitu.engine.views import View
 from insitu.errors import WireError
 from insitu.remote.protocol import VERSION
 from insitu.remote.wire.bounds import refusal
+from insitu.remote.wire.found import text_of_class
 from insitu.remote.wire.places import place_of
 from insitu.remote.wire.source import Code, Loaded
 from insitu.remote.wire.values import Decoder, Encoder
@@ -53,6 +55,8 @@ class Block:
     edits: list[Text] = field(default_factory=list)
     renamed: Mapping[str, Any] = field(default_factory=dict)
     """Further names of the model's modules."""
+    views: list[tuple[str, type[View]]] = field(default_factory=list)
+    """The user's own, each with the name of the class of modules that it is of."""
     code: Loaded | None = None
     """The functions and modules that came along; to be closed when the block has run."""
 
@@ -91,10 +95,22 @@ def sent(block: Block, root: Any, model: str, python: str) -> tuple[dict[str, An
         ],
         "edits": [_text_sent(edit, encoder, code) for edit in block.edits],
         "renamed": block.renamed,
+        "views": [[name, _view_sent(view, encoder)] for name, view in block.views],
     }
     header["values"] = encoder.table
     header["code"] = code.header()
     return header, encoder.tensors
+
+
+def _view_sent(view: type[View], encoder: Encoder) -> Any:
+    found = text_of_class(view)
+    at = "views=" if found is None else place_of(found.file, found.line)
+    return encoder.encode(f"the view {view.__name__}", view, at)
+
+
+def class_name(kind: type) -> str:
+    """What a class of modules is called in a request; nothing is imported for it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _text_sent(text: Text, encoder: Encoder, code: Code) -> dict[str, Any]:
@@ -137,12 +153,19 @@ def received(header: Mapping[str, Any], tensors: Mapping[str, Any], root: Any) -
             sites=[tuple(map(str, part["sites"])) for part in header["local"]],
             edits=[_text_received(edit, decoder) for edit in header["edits"]],
             renamed=header["renamed"],
+            views=[(str(name), _view(decoder.decode(it))) for name, it in header["views"]],
             code=code,
         )
     except WireError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise refusal(f"a part of it is missing, or of another kind ({error!r})") from error
+
+
+def _view(told: Any) -> type[View]:
+    if isinstance(told, type) and issubclass(told, View):
+        return told
+    raise refusal("a view in it is no class of views")
 
 
 def _beside(root: Any, tensors: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -59,8 +59,8 @@ class Exchange:
             if name not in self._theirs or self._theirs[name] is not value:
                 asked[name] = value
         header, tensors = encode_all({**values, **asked})
-        payload = container.pack({"kind": "local", **header}, tensors)
-        answer = self._link.local(index, payload)
+        payload = container.parts({"kind": "local", **header}, tensors)
+        answer = self._link.local(index, *payload)
         header, tensors = container.unpack(
             answer, most=self._limits.local_bytes, header_most=self._limits.header_bytes
         )

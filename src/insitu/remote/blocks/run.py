@@ -19,8 +19,10 @@ from insitu.engine.capture.bodies import program
 from insitu.engine.capture.futures import flags_of
 from insitu.engine.capture.parsing import parse
 from insitu.engine.save import keeping
+from insitu.engine.views import View, ViewsOf
+from insitu.errors import UsageError
 from insitu.models import elsewhere
-from insitu.remote.blocks.block import Block, Text, received
+from insitu.remote.blocks.block import Block, Text, class_name, received
 from insitu.remote.blocks.exchange import Exchange
 from insitu.remote.blocks.faults import BlockFailed, fault_of
 from insitu.remote.blocks.taken import CALL
@@ -46,8 +48,11 @@ class Link(Protocol):
     def token(self, step: int, ids: tuple[int, ...]) -> None:
         """New tokens, one for each row."""
 
-    def local(self, index: int, payload: bytes) -> bytes | bytearray:
-        """Have a `local()` part run on the user's machine, and wait for what it gives."""
+    def local(self, index: int, *payload: bytes | memoryview) -> bytes | bytearray:
+        """Have a `local()` part run on the user's machine, and wait for what it gives.
+
+        The pieces of the payload may be memory of the block's; what comes back is its own.
+        """
 
 
 def execute(model: Any, request: bytes, link: Link, result: BinaryIO, limits: Limits) -> None:
@@ -93,6 +98,7 @@ def run(model: Any, block: Block, link: Link, limits: Limits) -> dict[str, Any]:
         names.update(block.body.names)
     code, file = _program(block)
     there = elsewhere.already_there.set(True)
+    names_before, edits_before = model._names, list(model._edits)
     try:
         _prepare(model, block)
         with keeping() as saved, _TellingTokens(model, block, link):
@@ -101,6 +107,8 @@ def run(model: Any, block: Block, link: Link, limits: Limits) -> dict[str, Any]:
         raise BlockFailed(fault_of(error, frozenset({file}))) from error
     finally:
         elsewhere.already_there.reset(there)
+        if block.renamed or block.views or block.edits:  # a process may run several jobs
+            model.__dict__["_names"], model._edits[:] = names_before, edits_before
         block.close()
     if block.body is None:
         return {RETURNED: names[RETURNED]}
@@ -108,7 +116,7 @@ def run(model: Any, block: Block, link: Link, limits: Limits) -> dict[str, Any]:
 
 
 def _prepare(model: Any, block: Block) -> None:
-    """Give the model here the further names and the edits that the one at home has."""
+    """Give the model here the further names, the views and the edits that the one at home has."""
     if block.renamed:
         known = model._names
         model.__dict__["_names"] = replace(
@@ -116,11 +124,36 @@ def _prepare(model: Any, block: Block) -> None:
             anywhere={name: tuple(real) for name, real in block.renamed["anywhere"].items()},
             placed={(at, name): path for at, name, path in block.renamed["placed"]},
         )
+    if block.views:
+        known = model._names
+        model.__dict__["_names"] = replace(known, viewed=_viewed(model, block.views, known.viewed))
     for edit in block.edits:
         call = _call("edit", inplace=True)
         code, _ = _with(call, edit)
         names = {"__builtins__": block.builtins, "__name__": "__main__", MODEL: model}
         exec(code, {**names, **edit.names})
+
+
+def _viewed(model: Any, told: list[tuple[str, type[View]]], known: ViewsOf) -> ViewsOf:
+    """The views of each class of modules, with those that came along.
+
+    Raises:
+        UsageError: the model here has no module of such a class.
+    """
+    kinds = {class_name(kind): kind for it in model._module.modules() for kind in type(it).__mro__}
+    found = dict(known)
+    for name, view in told:
+        kind = kinds.get(name)
+        if kind is None:
+            raise UsageError(
+                f"the view {view.__name__} is of {name}, and the model on the server has no such "
+                "module.",
+                "views go along with a block, and the server's model was made by other code: "
+                "another version of a library, or other settings.",
+                "compare both sides with insitu.compare(), or leave the view out of this block.",
+            )
+        found[kind] = (*found.get(kind, ()), view)
+    return found
 
 
 # The program --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, cast
@@ -40,7 +40,8 @@ PIECE_BYTES = 2**20
 BUFFER_BYTES = 2**21
 """Of a connection within this machine."""
 
-Body = bytes | bytearray | memoryview
+Body = bytes | Sequence[bytes | memoryview]
+"""All of it, or in pieces."""
 
 _BROKEN = (
     requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError,
@@ -228,8 +229,8 @@ class Connection:
         request.method, request.url = method, f"{request.url}"[:-1] + path
         request.headers.update(headers)
         if body is not None:
-            request.body = cast(bytes, body)
-            request.headers["Content-Length"] = str(len(body))
+            size = len(body) if isinstance(body, bytes) else sum(map(len, body))
+            request.body, request.headers["Content-Length"] = cast(bytes, body), str(size)
         settings = self._session.merge_environment_settings(request.url, {}, True, None, None)
         adapter = self._session.get_adapter(request.url)
         return adapter.send(request, timeout=(CONNECT_S, read_s), **settings)

@@ -5,7 +5,7 @@ for said in Events(connection, id, lost=print):
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from insitu.errors import (
@@ -17,12 +17,15 @@ from insitu.errors import (
 from insitu.remote.client import words
 from insitu.remote.client.connection import Connection
 from insitu.remote.client.patience import Patience
+from insitu.remote.protocol import EVENTS_TYPE, Limits
+from insitu.remote.wire.filling import Filling
 
 EVENT_BYTES = 2**20
 """Of one event; the largest that is meant to be is a payload of 64 KB."""
 SILENCE_S = 45.0
 """Three heartbeats: then the connection is taken for dead."""
 _PIECE_BYTES = 64 * 2**10
+_VALUES_BYTES = 2**20
 _NUMBER_MAX = 2**53
 _PASSING = (429, 500, 502, 503, 504)
 """Answers of a server that starts, stops or is behind a proxy: they are waited out."""
@@ -47,6 +50,13 @@ class Parser:
         self._looked = 0
         self._fields: dict[bytes, bytes] = {}
         self._size = 0
+        self._followed: tuple[Said, Filling] | None = None
+        """An event whose values come behind it."""
+
+    @property
+    def wants_bytes(self) -> int:
+        """How much is worth reading at once."""
+        return _PIECE_BYTES if self._followed is None else _VALUES_BYTES
 
     def feed(self, data: bytes) -> Iterator[Said]:
         """The events that are complete with this.
@@ -54,16 +64,36 @@ class Parser:
         Raises:
             ServerError: it is no event, or one without an end.
         """
+        rest: bytes | memoryview = data
+        while True:
+            if self._followed is not None:
+                said, values = self._followed
+                rest = values.take(memoryview(rest))
+                if not values.is_full:
+                    return
+                self._followed = None
+                yield replace(said, values=values.data)
+            yield from self._lines(rest)
+            if self._followed is None:
+                return
+            rest, self._rest, self._looked = bytes(self._rest), bytearray(), 0
+
+    def _lines(self, data: bytes | memoryview) -> Iterator[Said]:
+        """The events of lines, up to one that values follow."""
         self._rest += data
         begin = 0
         while (end := self._rest.find(b"\n", max(begin, self._looked))) >= 0:
             line = bytes(self._rest[begin:end]).removesuffix(b"\r")
             begin = end + 1
             if said := self._line(line):
+                if said.kind == "local" and said.told.get("follows") is True:
+                    size = words.whole(said.told, "bytes", most=Limits().local_bytes)
+                    self._followed = said, Filling(size)
+                    break
                 yield said
         del self._rest[:begin]
         self._looked = len(self._rest)
-        if self._size + len(self._rest) > EVENT_BYTES:
+        if self._followed is None and self._size + len(self._rest) > EVENT_BYTES:
             raise words.strange(f"an event of more than {EVENT_BYTES:,} bytes")
 
     def _line(self, line: bytes) -> Said | None:
@@ -97,15 +127,24 @@ class Events:
         connection: the server.
         job: the job's id.
         lost: told once when the connection is lost, before it is tried again.
+        values: whether those of `local()` parts are wanted along with their events.
     """
 
-    def __init__(self, connection: Connection, job: str, lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        job: str,
+        lost: Callable[[str], None],
+        *,
+        values: bool = False,
+    ) -> None:
         self.last = 0
         self._connection = connection
         self._job = job
         self._lost = lost
         self._is_lost = False
         self._patience = Patience()
+        self._accept = f"{EVENTS_TYPE}, text/event-stream" if values else "text/event-stream"
 
     def __iter__(self) -> Iterator[Said]:
         """Each event as it comes.
@@ -135,11 +174,11 @@ class Events:
 
     def _once(self) -> Iterator[Said]:
         """The new events of one connection."""
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self.last)}
+        headers = {"Accept": self._accept, "Last-Event-ID": str(self.last)}
         path = f"/v1/jobs/{self._job}/events"
         parser = Parser()
         with self._connection.open("GET", path, headers=headers, read_s=SILENCE_S) as answer:
-            while piece := answer.read(_PIECE_BYTES):
+            while piece := answer.read(parser.wants_bytes):
                 self._patience.heard(progress=False)
                 for said in parser.feed(piece):
                     if said.number > self.last:  # else it was said before

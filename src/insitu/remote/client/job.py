@@ -31,7 +31,7 @@ from insitu.errors import (
 from insitu.events import Channel, Heard, JobEvent
 from insitu.remote.blocks.faults import error_of
 from insitu.remote.client import download, sending, told, words
-from insitu.remote.client.connection import Connection
+from insitu.remote.client.connection import Body, Connection
 from insitu.remote.client.events import Events, Said
 from insitu.remote.protocol import ENDS, Fault
 from insitu.remote.wire.values import decode_all
@@ -51,7 +51,7 @@ class Caller:
         error: makes the error that a fault means.
     """
 
-    local: Callable[[int, bytes], bytes] | None = None
+    local: Callable[[int, bytes | bytearray], Body] | None = None
     token: Callable[[int, tuple[int, ...]], None] | None = None
     decode: Callable[[dict[str, Any], dict[str, Tensor]], Any] = decode_all
     error: Callable[[Fault], BaseException] = error_of
@@ -80,7 +80,8 @@ class RemoteJob:
         self.phase = ""
         self._caller = caller or Caller()
         self._channel = Channel()
-        self._events = Events(connection, id, self._lost)
+        answers = self._caller.local is not None
+        self._events = Events(connection, id, self._lost, values=answers)
         self._budget = told.Budget()
         self._lock = threading.Lock()
         self._concluding = threading.Lock()

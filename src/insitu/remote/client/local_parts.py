@@ -44,8 +44,12 @@ class LocalParts:
         for names in self._names:
             names.close()
 
-    def run(self, index: int, payload: bytes) -> bytes:
-        """Run a part on what the server hands over; what it assigned is what is sent back."""
+    def run(self, index: int, payload: bytes | bytearray) -> list[bytes | memoryview]:
+        """Run a part on what the server hands over; what it assigned is what is sent back.
+
+        Its values may stay in the payload, where they are; what is given back is in pieces, some
+        of which are memory of the values assigned.
+        """
         header, tensors = container.unpack(
             payload, most=self._limits.local_bytes, header_most=self._limits.header_bytes
         )
@@ -87,7 +91,7 @@ def _print(value: Any) -> Any:
     return None
 
 
-def _answer(gives: dict[str, Any], changed: dict[str, Any]) -> bytes:
+def _answer(gives: dict[str, Any], changed: dict[str, Any]) -> list[bytes | memoryview]:
     try:
         header, tensors = encode_all({**gives, **changed})
         kept: list[str] = []
@@ -95,7 +99,7 @@ def _answer(gives: dict[str, Any], changed: dict[str, Any]) -> bytes:
         kept = [name for name, value in gives.items() if not _can_be_sent(value)]
         rest = {name: value for name, value in gives.items() if name not in kept}
         header, tensors = encode_all({**rest, **changed})
-    return container.pack(
+    return container.parts(
         {"kind": "local", "changed": list(changed), "kept": kept, **header}, tensors
     )
 

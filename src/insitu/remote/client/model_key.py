@@ -1,12 +1,18 @@
-"""What a server needs to know of the wrapper here: which model, further names, lasting changes."""
+"""What a server needs to know of the wrapper here: which model, names, views, lasting changes."""
 
+import ast
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from insitu.engine.capture.bodies import text_of
 from insitu.engine.edits import Edit
+from insitu.engine.views import View
+from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError
-from insitu.remote.blocks.block import Text
+from insitu.remote.blocks.block import Text, class_name
+from insitu.remote.wire.places import place_of
+from insitu.remote.wire.unsendable import unsendable
 
 
 def key_of(model: Any) -> str:
@@ -38,6 +44,33 @@ def renamed_of(model: Any) -> dict[str, Any]:
         "anywhere": {name: list(real) for name, real in names.anywhere.items()},
         "placed": [[at, name, path] for (at, name), path in names.placed.items()],
     }
+
+
+def views_of(model: Any) -> list[tuple[str, type[View]]]:
+    """The user's own views, each with the class of modules that it is of; ours are everywhere."""
+    return [
+        (class_name(kind), view)
+        for kind, those in model._names.viewed.items()
+        for view in those
+        if view.__module__.partition(".")[0] != "insitu"
+    ]
+
+
+def check_attached(model: Any, tree: ast.AST, names: Mapping[str, Any], file: str) -> None:
+    """Refuse a block that uses a module of the user's own, which stands beside the model here.
+
+    Raises:
+        NotSendableError: it does.
+    """
+    own = {name: it for those in model._names.attached.values() for name, it in those.items()}
+    for node in ast.walk(tree) if own else ():
+        if isinstance(node, ast.Attribute) and node.attr in own:
+            root: ast.AST = node
+            while isinstance(root, (ast.Attribute, ast.Subscript)):
+                root = root.value
+            owner = names.get(root.id, model) if isinstance(root, ast.Name) else model
+            if isinstance(owner, WrappedModule):
+                raise unsendable(node.attr, own[node.attr], place_of(file, node.lineno))
 
 
 def edits_of(model: Any) -> list[Text]:

@@ -11,7 +11,7 @@ import requests
 
 from insitu.errors import ServerRefusedError, ServerUnreachableError
 from insitu.remote.client import words
-from insitu.remote.client.connection import Connection
+from insitu.remote.client.connection import Body, Connection
 from insitu.remote.client.patience import Patience
 from insitu.remote.protocol import MEDIA_TYPE, Limits
 
@@ -38,7 +38,7 @@ def request(connection: Connection, body: bytes) -> str:
 
 
 def insistent(
-    connection: Connection, path: str, body: bytes, headers: Mapping[str, str] | None = None
+    connection: Connection, path: str, body: Body, headers: Mapping[str, str] | None = None
 ) -> bytes:
     """Post something that the server takes only once, however often it is sent."""
     patience = Patience(TRIES_S)

@@ -52,7 +52,7 @@ class Exchange:
     number: int
     index: int
     size_bytes: int
-    payload: bytes | None
+    payload: bytes | bytearray | None
     is_answered: bool
 
 
@@ -106,7 +106,7 @@ def local(said: Said) -> Exchange:
         words.whole(said.told, "number", most=_COUNT),
         words.whole(said.told, "index", most=_COUNT),
         size_bytes,
-        _payload(said.told, size_bytes),
+        _payload(said.told, size_bytes) if said.values is None else said.values,
         said.told.get("answered") is True,
     )
 

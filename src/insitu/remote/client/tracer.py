@@ -30,7 +30,7 @@ from insitu.remote.blocks.taken import take_apart
 from insitu.remote.client.connection import Connection
 from insitu.remote.client.job import Caller, RemoteJob
 from insitu.remote.client.local_parts import LocalParts
-from insitu.remote.client.model_key import edits_of, key_of, renamed_of
+from insitu.remote.client.model_key import check_attached, edits_of, key_of, renamed_of, views_of
 from insitu.remote.client.shown import show
 from insitu.remote.protocol import Limits
 from insitu.remote.wire import container
@@ -65,6 +65,7 @@ class RemoteTracer:
         if self._remote != HERE:
             self._block.edits = edits_of(model)
             self._block.renamed = renamed_of(model)
+            self._block.views = views_of(model)
 
     @property
     def job(self) -> RemoteJob:
@@ -119,6 +120,10 @@ class RemoteTracer:
         file = frame.f_code.co_filename
         tree = parse("\n" * (taken.line - 1) + taken.text)
         allowed.check(tree, values, where=partial(place_of, file))
+        if self._remote != HERE:
+            check_attached(self._model, tree, values, file)
+            for edit in self._block.edits:
+                check_attached(self._model, parse(edit.text), edit.names, edit.file)
         given = {name: values[name] for name in sorted(taken.needs)}
         futures = names_of(frame.f_code.co_flags)
         self._block.body = Text(taken.text, file, taken.line, futures, body.target, given)
@@ -213,10 +218,10 @@ class _Loopback:
     def token(self, step: int, ids: tuple[int, ...]) -> None:
         pass
 
-    def local(self, index: int, payload: bytes) -> bytes:
+    def local(self, index: int, *payload: bytes | memoryview) -> bytearray:
         assert self._parts is not None
         try:
-            return self._parts.run(index, payload)
+            return bytearray().join(self._parts.run(index, bytearray().join(payload)))
         except BaseException as error:
             self.error = error
             raise

@@ -30,15 +30,15 @@ def application(server: Server) -> Starlette:
         return Route(path, _answering(server, endpoint), methods=[method])
 
     return Starlette(
-        routes=[
+        routes=[  # tried in this order, so those that must be quick come first
+            route("/v1/jobs/{id}/local/{number:int}", "POST", taking.take_values),
             route("/v1/jobs", "POST", taking.send_job),
+            route("/v1/jobs/{id}/events", "GET", sending.follow_job),
+            route("/v1/jobs/{id}/result", "GET", sending.send_result),
             route("/v1/jobs", "GET", sending.list_jobs),
             route("/v1/jobs/{id}", "GET", sending.show_job),
             route("/v1/jobs/{id}", "DELETE", taking.cancel_job),
-            route("/v1/jobs/{id}/events", "GET", sending.follow_job),
-            route("/v1/jobs/{id}/result", "GET", sending.send_result),
             route("/v1/jobs/{id}/local/{number:int}", "GET", sending.send_values),
-            route("/v1/jobs/{id}/local/{number:int}", "POST", taking.take_values),
             route("/v1/info", "GET", about.info),
             route("/v1/models", "GET", about.models),
             route("/v1/env", "GET", about.env),

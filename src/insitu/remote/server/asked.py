@@ -81,9 +81,15 @@ def check_length(request: Request, most: int, what: str = "a request") -> None:
     Raises:
         Refusal: it is too large.
     """
-    said = request.headers.get("content-length", "")
-    if said.isdecimal() and (len(said) > 18 or int(said) > most):
+    said = said_length(request)
+    if said is not None and said > most:
         raise too_large(most, what)
+
+
+def said_length(request: Request) -> int | None:
+    """How long the body of a request is to be; None where it does not say."""
+    said = request.headers.get("content-length", "")
+    return int(said) if said.isdecimal() and len(said) < 100 else None
 
 
 async def body_of(request: Request) -> AsyncIterator[bytes]:

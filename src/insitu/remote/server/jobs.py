@@ -143,7 +143,8 @@ class Job:
             return
         if isinstance(it, Local):
             self.waiting = it
-            self.tell("local", number=it.number, index=it.index, bytes=len(it.payload))
+            row = self.event("local", number=it.number, index=it.index, bytes=len(it.payload))
+            self._store.post_now(row, jobs=(self.id,))  # the block stands still until it is told
             return
         if self._left_out or self._too_many(it) or self._is_behind():
             return

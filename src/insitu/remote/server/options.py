@@ -54,6 +54,11 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--data", type=Path, metavar="FOLDER", help="where jobs and results are kept"
     )
+    serve.add_argument(
+        "--apart", action="store_true",
+        help="models compute in processes of their own: no job shares memory with the weights "
+        "(on a GPU always so, with --trust team and public)",
+    )  # fmt: skip
     serve.add_argument("--threads", type=int, metavar="N", help="of a model's forward on the CPU")
     serve.add_argument(
         "--keep", type=days, default=1.0, metavar="TIME", help="how long results stay: 12h, 1d"

@@ -28,6 +28,7 @@ from insitu.remote.server.callers import Door, is_loopback
 from insitu.remote.server.files import Folder
 from insitu.remote.server.keys import Keys, digest
 from insitu.remote.server.logs import to_stderr
+from insitu.remote.server.memory import keep_freed
 from insitu.remote.server.options import data_folder
 from insitu.remote.server.state import Server
 
@@ -81,6 +82,7 @@ def run(
         server.lazy = not options.preload
         held.enter_context(to_stderr(options.json_logs))
         _more_files()
+        keep_freed()
         _introduce(options, door, f"http://{_shown(host)}:{port}")
         return _served(server, listener, options.drain)
 
@@ -149,21 +151,22 @@ def _pool(options: argparse.Namespace, folder: Path) -> Workers:
     found: Workers = pool.Pool(
         options.models,
         trust=options.trust,
-        device=_device(options.device, options.trust),
+        device=_device(options.device),
         threads=options.threads,
         folder=folder,
         preload=options.preload,
+        apart=options.apart,
     )
     return found
 
 
-def _device(asked: str, trust: str) -> str:
-    """Where the models go: `auto` is a GPU where there is one and blocks are one's own."""
+def _device(asked: str) -> str:
+    """Where the models go: `auto` is a GPU where there is one."""
     if asked != "auto":
         return asked
     import torch
 
-    return "cuda" if trust == "self" and torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _door(options: argparse.Namespace, keys: Keys, host: str) -> Door:

@@ -78,6 +78,8 @@ class Store:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self._quick: sqlite3.Connection | None = None
+        """For what cannot wait for the writer's turn; it waits for nobody."""
         self._pending = 0
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -87,13 +89,15 @@ class Store:
         self._writer.executescript(SCHEMA)
         self._reader = connect(self.path, self.busy_ms)
         self._reader.execute("PRAGMA query_only = ON")
+        self._quick = connect(self.path, 0)
+        self._quick.execute("PRAGMA wal_autocheckpoint = 0")  # the writer may wait for the disk
         self._thread.start()
 
     def close(self) -> None:
         """Commit what waits, and end the writer; what cannot be written in 5 s is given up."""
         self._queue.put(None)
         self._thread.join(5)
-        for connection in (self._reader, self._writer):
+        for connection in (self._reader, self._quick, self._writer):
             if connection is not None and not self._thread.is_alive():
                 connection.close()
 
@@ -103,6 +107,15 @@ class Store:
         """Write in order, soon; tried again until the database takes it."""
         self._pending += len(statements)
         self._queue.put(Write(statements, None, jobs))
+
+    def post_now(self, *statements: Statement, jobs: tuple[str, ...] = ()) -> None:
+        """As `post`, and here and now where nothing waits for the writer: 0.1 ms, not 0.5."""
+        assert self._quick is not None
+        write = Write(statements, None, jobs)
+        if self._pending or self._tried(self._quick, [write]) is not None:
+            self.post(*statements, jobs=jobs)
+        else:
+            self.committed(set(jobs))
 
     async def write(self, *statements: Statement, jobs: tuple[str, ...] = ()) -> None:
         """Write and wait for the commit.
@@ -150,7 +163,8 @@ class Store:
         """Write them; returns what is to be tried again."""
         if not writes:
             return []
-        trouble = self._tried(writes)
+        assert self._writer is not None
+        trouble = self._tried(self._writer, writes)
         if trouble is None:
             self._answer(writes, None)
             return []
@@ -162,20 +176,19 @@ class Store:
         self._answer(writes, trouble)
         return []
 
-    def _tried(self, writes: list[Write]) -> sqlite3.Error | None:
-        assert self._writer is not None
+    def _tried(self, connection: sqlite3.Connection, writes: list[Write]) -> sqlite3.Error | None:
         try:
-            self._writer.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN IMMEDIATE")
             for it in writes:
                 for text, values in it.statements:
-                    self._writer.execute(text, values)
-            self._writer.execute("COMMIT")
+                    connection.execute(text, values)
+            connection.execute("COMMIT")
             self.trouble = ""
             return None
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):  # sqlite may have rolled back by itself
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
             self.trouble = str(error)
             return error
 

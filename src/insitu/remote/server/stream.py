@@ -1,8 +1,8 @@
 """A job's events as they come, as server-sent events; any of them again after `Last-Event-ID`.
 
 Rows are read from the store as the reader takes them: one that is slow holds a few hundred rows of
-memory and no more, and one that takes nothing for a minute is let go. The values of a `local()` part
-follow its event as they are where the reader takes that: a request less, and no base64.
+memory and no more, and one that takes nothing for a minute is let go. The values of a `local()`
+part follow its event as they are, where the reader takes that: a request less, and no base64.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ HEARTBEAT_S = 15.0
 SEND_S = 60.0
 """A reader that takes nothing for so long is gone."""
 ROWS = 256
-PART_BYTES = 2**18
+PART_BYTES = 2**20
 """Of values that follow their event, sent at once."""
 HEADERS = [
     (b"cache-control", b"no-store"),

@@ -12,13 +12,13 @@ from starlette.responses import Response
 
 from insitu.errors import InsituError
 from insitu.remote.protocol import VERSION
-from insitu.remote.server.asked import body_of, check_length, job_of, once_of
+from insitu.remote.server.asked import body_of, check_length, job_of, once_of, said_length
 from insitu.remote.server.desk import not_waiting
 from insitu.remote.server.files import collected, paced
 from insitu.remote.server.keys import Caller
 from insitu.remote.server.refusal import Refusal, StoreTrouble, json_response
 from insitu.remote.server.state import Server
-from insitu.remote.wire import container
+from insitu.remote.wire.header import read_header
 
 log = logging.getLogger("insitu")
 
@@ -84,7 +84,7 @@ def _header_of(server: Server, id: str) -> dict[str, Any]:
     most = server.desk.limits.header_bytes
     try:
         with server.desk.folder.request(id).open("rb") as file:
-            return container.read_header(file, header_most=most)
+            return read_header(file, header_most=most)
     except InsituError as error:
         raise Refusal(400, error.what, error.why, error.next) from error
 
@@ -132,7 +132,7 @@ async def take_values(server: Server, request: Request) -> Response:
         raise not_waiting(number)
     most = server.desk.limits.local_bytes
     check_length(request, most, "the values of a local() part")
-    payload = await collected(body_of(request), most)
+    payload = await collected(body_of(request), most, said_length(request))
     await server.desk.answer(job, number, payload)
     return Response(status_code=204)
 

@@ -17,11 +17,14 @@ from insitu.remote.wire.tensors import can_go
 
 _DTYPE = re.compile(r"[<>|=]?([biufcSUV]\d{1,6}|[mM]8(\[\d{0,6}[A-Za-z]{1,2}\])?)")
 
+PLAIN: set[type] = {Tensor, nn.Parameter, nn.Buffer}
+"""Classes of tensors that are no more than their values."""
+
 
 def tensor_node(encoder: Any, said: str, value: Tensor) -> dict[str, Any]:
     """The row of a tensor."""
     if (
-        type(value) not in (Tensor, nn.Parameter, nn.Buffer)
+        type(value) not in PLAIN
         or value.layout is not torch.strided
         or value.is_meta
         or value.is_nested

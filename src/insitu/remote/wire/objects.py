@@ -184,7 +184,8 @@ def _returned(kind: type, parts: dict[str, Any]) -> Any:
     return kind(tuple(parts.values()))
 
 
-def _output(kind: type, parts: dict[str, Any]) -> Any:
+def output(kind: type, parts: dict[str, Any]) -> Any:
+    """An output object of named parts; None where its class has no such parts."""
     if not is_output(kind) or not parts.keys() <= {field.name for field in fields_of(kind)}:
         return None
     found: Any = OrderedDict.__new__(kind)
@@ -211,7 +212,7 @@ _REBUILD = {
     "dataclass": _dataclass,
     "namedtuple": _namedtuple,
     "returned": _returned,
-    "output": _output,
+    "output": output,
     "batch": _batch,
 }
 

@@ -174,6 +174,8 @@ class Code:
         self._of[id(value)] = number, value
         if is_class:
             self._closures_of_class(encoder, piece, value, found.file)
+            self._bases_of_class(encoder, piece, value, found.node, names)
+            _check_class(piece, said, value, names, encoder.at)
         else:
             self._function(encoder, said, piece, plain)
         self._free_names(encoder, piece, found, names)
@@ -200,15 +202,32 @@ class Code:
     def _closures_of_class(
         self, encoder: Any, piece: dict[str, Any], kind: type, file: str
     ) -> None:
-        for one in vars(kind).values():
-            function = getattr(one, "__func__", getattr(one, "fget", one))
-            if not isinstance(function, FunctionType) or function.__code__.co_filename != file:
+        for function in _functions_of(kind):
+            if function.__code__.co_filename != file:
                 continue
             for name, cell in zip(
                 function.__code__.co_freevars, function.__closure__ or (), strict=True
             ):
                 if name != "__class__":
                     piece["cells"][name] = self._cell(encoder, name, cell)
+
+    def _bases_of_class(
+        self,
+        encoder: Any,
+        piece: dict[str, Any],
+        kind: type,
+        node: ast.ClassDef,
+        names: Mapping[str, Any],
+    ) -> None:
+        """Take the bases along that are names of the function that a class was made in."""
+        bases = getattr(kind, "__orig_bases__", kind.__bases__)
+        if len(bases) != len(node.bases):
+            return
+        for written, base in zip(node.bases, bases, strict=True):
+            name = written.id if isinstance(written, ast.Name) else ""
+            known = names.get(name, getattr(builtins, name, _ABSENT))
+            if name and known is not base and name not in piece["cells"]:
+                piece["cells"][name] = self._cell(encoder, name, CellType(base))
 
     def _cell(self, encoder: Any, name: str, cell: CellType) -> int:
         known = self._cell_of.get(id(cell))
@@ -256,6 +275,46 @@ class Code:
             self._module_named(encoder, name)
 
 
+def _functions_of(kind: type) -> Iterator[FunctionType]:
+    """The functions of a class, those of its properties too."""
+    for one in vars(kind).values():
+        parts = (one.fget, one.fset, one.fdel) if isinstance(one, property) else (one,)
+        for part in parts:
+            function = getattr(part, "__func__", part)
+            if isinstance(function, FunctionType):
+                yield function
+
+
+def _check_class(
+    piece: dict[str, Any], said: str, kind: type, names: Mapping[str, Any], at: str
+) -> None:
+    """Refuse a class whose body reads variables of a function: nobody knows them any more.
+
+    Raises:
+        NotSendableError: it does.
+    """
+    around = next(it for it in compiled(piece).co_consts if isinstance(it, CodeType))
+    known = {*piece["cells"], *names, *vars(builtins), kind.__name__}
+    for code in (around, *_bodies_in(around)):
+        steps = [*dis.get_instructions(code)]
+        own = {it.argval for it in steps if it.opname == "STORE_NAME"}
+        for it in steps:
+            if it.opname not in _GLOBAL or it.argval.startswith("__"):
+                continue
+            if it.argval not in known and it.argval not in own:
+                why = f"its body reads {it.argval}, a variable of the function that it stands in"
+                do = "write the class outside of the function, or put the value into a method"
+                raise unsendable(said, kind, at, why, do)
+
+
+def _bodies_in(code: CodeType) -> Iterator[CodeType]:
+    """The bodies of classes, which are run when those are made."""
+    for it in code.co_consts:
+        if isinstance(it, CodeType) and not it.co_flags & 1:
+            yield it
+            yield from _bodies_in(it)
+
+
 def _where(file: str) -> Any:
     return lambda line: place_of(file, line)
 
@@ -271,9 +330,8 @@ def _names_of(value: Any, plain: Any) -> Mapping[str, Any]:
     """The globals of a function or a class."""
     if isinstance(plain, FunctionType):
         return plain.__globals__
-    for one in vars(value).values():
-        function = getattr(one, "__func__", getattr(one, "fget", one))
-        if not isinstance(function, FunctionType) or function.__module__ != value.__module__:
+    for function in _functions_of(value):
+        if function.__module__ != value.__module__:
             continue
         if function.__code__.co_filename != "<string>":
             return function.__globals__

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from insitu.remote.wire.bounds import Inflated, refusal
+from insitu.remote.wire.pieces import ALIGNED_BYTES, SMALL_BYTES
 
 CODES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -124,16 +125,23 @@ def _checked(name: str, facts: Any, own: str) -> tuple[int, Plan]:
 
 
 def made(plan: Plan, reader: Inflated) -> Tensor:
-    """A tensor, its bytes read straight into its memory."""
+    """A tensor, its bytes where they are or read straight into its memory."""
     shape = plan.shape[:-1] if plan.own else plan.shape
     dtype = BY_BYTES[plan.own] if plan.own else CODES[plan.code]
     try:
-        memory = torch.empty(plan.size_bytes, dtype=torch.uint8)
-        if plan.size_bytes:
-            reader.into(memory.numpy().data, "tensors")
-        return memory.view(dtype).reshape(shape)
+        return _memory(plan.size_bytes, reader).view(dtype).reshape(shape)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise refusal(f"tensor {plan.name[:80]!r} cannot be made ({_first(error)})") from None
+
+
+def _memory(size_bytes: int, reader: Inflated) -> Tensor:
+    if size_bytes > SMALL_BYTES and (found := reader.in_place(size_bytes)) is not None:
+        memory = torch.frombuffer(found, dtype=torch.uint8)
+        return memory if memory.data_ptr() % ALIGNED_BYTES == 0 else memory.clone()
+    memory = torch.empty(size_bytes, dtype=torch.uint8)
+    if size_bytes:
+        reader.into(memory.numpy().data, "tensors")
+    return memory
 
 
 def _first(error: Exception) -> str:

@@ -7,7 +7,7 @@
 
 Every frame begins with twelve bytes: a mark, the kind, the length of the head, the length of the
 body. What a reader accepts is fixed beforehand, kind by kind; lengths are looked at before a byte
-of them is kept, and a length takes no more memory than has come, or 4 MB. A job process is hostile: what it sends too long, too deep or too odd raises
+of them is kept. A job process is hostile: what it sends too long, too deep or too odd raises
 FrameError, which ends that job and nothing else.
 """
 
@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from insitu.remote.wire.filling import Filling
+
 _PREFIX = struct.Struct("<2sBxII")
 _MARK = b"In"
 KINDS = ("log", "progress", "token", "local", "ended", "answer")
@@ -31,7 +33,6 @@ CONTROL_MOST = 64 * 1024
 PIECE_BYTES = 64 * 1024
 """What is read at once of small messages; a larger body is read to where it stays."""
 _DEPTH_MOST = 8
-_AT_ONCE_BYTES = 4 * 2**20  # taken for a body on its length alone; then as much as has come
 
 Body = bytes | bytearray | memoryview
 
@@ -58,9 +59,9 @@ def packed(kind: str, head: Mapping[str, Any], body_bytes: int = 0) -> bytes:
     return _PREFIX.pack(_MARK, KINDS.index(kind), len(text), body_bytes) + text
 
 
-def send(fd: int, kind: str, head: Mapping[str, Any], body: Body = b"") -> None:
-    """Write a frame and wait until it is written."""
-    write_all(fd, packed(kind, head, len(body)), body)
+def send(fd: int, kind: str, head: Mapping[str, Any], *body: Body) -> None:
+    """Write a frame and wait until it is written; the parts of its body follow each other."""
+    write_all(fd, packed(kind, head, sum(map(len, body))), *body)
 
 
 def write_all(fd: int, *parts: Body) -> None:
@@ -111,15 +112,12 @@ class Inbox:
         self._piece = memoryview(bytearray(PIECE_BYTES))
         self._data = bytearray()
         self._next: tuple[str, int, int] | None = None
-        self._large: Frame | None = None
-        """A message whose body comes in parts, and how much of it is there."""
-        self._filled = 0
+        self._large: tuple[str, dict[str, Any], Filling] | None = None
+        """A frame whose body comes in parts."""
 
     def room(self) -> memoryview:
         """Where the next bytes are to be read to."""
-        if self._large is None:
-            return self._piece
-        return memoryview(self._large.body)[self._filled :]
+        return self._piece if self._large is None else self._large[2].room()
 
     def took(self, count: int) -> list[Frame]:
         """So many bytes were read to `room()`; the frames that they complete.
@@ -129,8 +127,8 @@ class Inbox:
         """
         if self._large is None:
             return self.feed(self._piece[:count])
-        self._filled += count
-        return self._grown(self._large)
+        self._large[2].took(count)
+        return self._whole()
 
     def feed(self, piece: Body) -> list[Frame]:
         """Take a piece; give the frames that it completes.
@@ -138,14 +136,11 @@ class Inbox:
         Raises:
             FrameError: as `took`.
         """
-        frames = []
         rest = memoryview(piece)
-        while self._large is not None and rest:
-            room = self.room()
-            count = min(len(room), len(rest))
-            room[:count] = rest[:count]
-            rest = rest[count:]
-            frames += self.took(count)
+        frames = []
+        if self._large is not None:
+            rest = self._large[2].take(rest)
+            frames = self._whole()
         self._data += rest
         at = 0
         while (frame := self._take(at)) is not None:
@@ -175,33 +170,24 @@ class Inbox:
         return _PREFIX.size + head_bytes + body_bytes
 
     def _begin_large(self) -> None:
-        """Give the body of a frame whose head is there memory of its own."""
-        if self._next is None:
+        """Give a large body whose head is there memory of its own."""
+        if self._next is None or self._large is not None:
             return
         kind, head_bytes, body_bytes = self._next
         start = _PREFIX.size + head_bytes
-        if body_bytes <= PIECE_BYTES or len(self._data) < start:
-            return
-        head = _read_head(self._data[_PREFIX.size : start])
-        self._filled = len(self._data) - start
-        body = bytearray(min(body_bytes, max(_AT_ONCE_BYTES, 2 * self._filled)))
-        body[: self._filled] = memoryview(self._data)[start:]
-        self._data = bytearray()
-        self._large = Frame(kind, head, body)
+        if body_bytes > PIECE_BYTES and len(self._data) >= start:
+            large = Filling(body_bytes)
+            large.take(memoryview(self._data)[start:])
+            self._large = kind, _read_head(self._data[_PREFIX.size : start]), large
+            self._data = bytearray()
 
-    def _grown(self, large: Frame) -> list[Frame]:
-        """A frame that is whole; memory for as much again where it is not, and there is none."""
-        assert self._next is not None
-        body, body_bytes = large.body, self._next[2]
-        if self._filled < len(body):
+    def _whole(self) -> list[Frame]:
+        """The large frame, when it is all there."""
+        if self._large is None or not self._large[2].is_full:
             return []
-        if self._filled == body_bytes:
-            self._next = self._large = None
-            return [large]
-        more = bytearray(min(body_bytes, 2 * len(body)))
-        more[: len(body)] = body
-        self._large = Frame(large.kind, large.head, more)
-        return []
+        kind, head, body = self._large
+        self._next = self._large = None
+        return [Frame(kind, head, body.data)]
 
 
 def _checked(prefix: bytes | bytearray, most: Mapping[str, int]) -> tuple[str, int, int]:

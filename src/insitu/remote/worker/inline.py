@@ -1,13 +1,8 @@
 """Jobs in the model process itself, one after another: for models on a GPU, and trust `self` only.
 
 A CUDA context does not survive a fork. Cancelling such a job ends the whole model process, which
-is then started again; edits of weights that a block makes stay for the next one.
-
-The seam for jailed GPU jobs: a job process without a device, forked from a process that has the
-model's modules on `meta`, runs the block; at each site it waits for, the model process hands it the
-value through shared memory and takes the new value back (1 MB: 19 µs in place). `serve` would
-then start such a process where it calls `job_process.run` now; nothing above it changes, since
-control messages, frames and files stay the same. CUDA IPC handles are never handed to a job.
+is then started again; edits of weights that a block makes stay for the next one. `apart` is the
+other way: a job without a device, beside a process that has it.
 """
 
 import os

@@ -1,7 +1,7 @@
 """What keeps a job from doing more than computing: `--trust team` and `--trust public`.
 
     print(says("team"))                                # in plain lines, when a server starts
-    require("team", "cpu")                             # or TrustError, with a sentence
+    require("team")                                    # or UsageError, with a sentence
     jail = Jail.prepared("team")                       # once, in the model process
     jail.enter(limits, threads=1)                      # in the job, before it reads its block
 
@@ -57,13 +57,14 @@ trust: team. A block computes on the model in a process of its own, and can do l
     than a job may take.
   Does not stop: reading the model's weights, a flaw in the kernel or processor, timing how
     busy the machine is. Jobs share the machine's memory bandwidth and cache.
-  CUDA models need --trust self in this version.""",
+  A model on a GPU computes in a process of its own; jobs have neither the GPU nor its weights.""",
     "public": """\
 trust: public. As team, and the model's processes see no network and none of the machine's
     other processes, whatever they call.
   Does not stop: reading the model's weights, a flaw in the kernel or processor. For strangers
     run the server in a virtual machine of its own, which holds nothing else.
-  CUDA models need --trust self in this version.""",
+  A model on a GPU computes in a process of its own, beside those namespaces; jobs have neither
+    the GPU nor its weights.""",
 }
 
 
@@ -89,20 +90,14 @@ def available(*, namespaces: bool = True) -> Offered:
     )
 
 
-def require(trust: Trust, device: str) -> None:
+def require(trust: Trust) -> None:
     """See that a mode can be had.
 
     Raises:
-        UsageError: this machine lacks a layer of it, or the device goes with `self` only.
+        UsageError: this machine lacks a layer of it.
     """
     if trust == "self":
         return
-    if not device.startswith("cpu"):
-        raise UsageError(
-            f"--trust {trust} cannot serve a model on {device}.",
-            "jobs are forks of the model's process, and a CUDA context does not survive a fork.",
-            "serve it with --trust self, or on the CPU: --device cpu.",
-        )
     found = available(namespaces=trust == "public")
     missing = [name for name in ("landlock", "seccomp") if not getattr(found, name)]
     if trust == "public" and not found.namespaces:
@@ -185,7 +180,7 @@ def _set(option: int, value: int) -> None:
 def _limit(limits: Limits, threads: int, *, own_user: bool) -> None:
     seconds = int((limits.wall_s + limits.local_total_s) * max(1, threads)) + 30
     most = {
-        resource.RLIMIT_DATA: _data_bytes() + limits.memory_bytes,  # AS would break mappings
+        resource.RLIMIT_DATA: data_bytes() + limits.memory_bytes,  # AS would break mappings
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: limits.result_bytes + 2**20,
         resource.RLIMIT_NOFILE: _FILES_MOST,
@@ -204,7 +199,7 @@ def _limit(limits: Limits, threads: int, *, own_user: bool) -> None:
         resource.setrlimit(name, (value, value))
 
 
-def _data_bytes() -> int:
+def data_bytes() -> int:
     """What counts as data already: the model's process has it too."""
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith("VmData:"))

@@ -21,11 +21,15 @@ import torch
 
 from insitu.remote.protocol import Ended, Fault, Limits
 from insitu.remote.worker import frames, messages
+from insitu.remote.worker.apart.bridge import Bridge
+from insitu.remote.worker.apart.keeper import FILES as BRIDGE_FILES
 from insitu.remote.worker.jail import Jail
 from insitu.remote.worker.printed import Printed
 
 Execute = Callable[[Any, bytes, "JobLink", BinaryIO, Limits], None]
 SEED = 0
+FILES = 3
+"""That every task has: where it speaks, its request, its result."""
 _KEPT_VARIABLE = "TOKENIZERS_PARALLELISM"
 """The one variable that a job has: without it a tokenizer starts threads."""
 
@@ -40,6 +44,13 @@ class Setup:
     jail: Jail | None
     warm: Callable[[], None] = lambda: None
     """Run before there is a task: what only the first use of a model pays for."""
+    bridge: Bridge | None = None
+    """To where the model computes, if that is another process; a task has files for it."""
+
+    @property
+    def files(self) -> int:
+        """How many a task has."""
+        return FILES + (0 if self.bridge is None else BRIDGE_FILES)
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -81,22 +92,23 @@ class JobLink:
         if self._counts():
             frames.send(self._fd, "token", {"step": step, "ids": list(ids)[: messages.ROWS_MOST]})
 
-    def local(self, index: int, payload: bytes) -> bytes | bytearray:
-        """Have a part run on the user's machine; its answer.
+    def local(self, index: int, *payload: bytes | memoryview) -> bytes | bytearray:
+        """Have a part run on the user's machine; its answer. The payload may come in pieces.
 
         Raises:
             ValueError: the values are larger than a `local()` part may take.
             ConnectionError: the server is gone.
         """
         most = self._limits.local_bytes
-        if len(payload) > most:
+        size = sum(map(len, payload))
+        if size > most:
             raise ValueError(
-                f"a local() part needs {len(payload):,} bytes of values, more than may cross.\n"
+                f"a local() part needs {size:,} bytes of values, more than may cross.\n"
                 f"Why: this server allows {most:,} bytes for each.\n"
                 "Next: reduce the values in the block before the local() part."
             )
         number, self._number = self._number, self._number + 1
-        frames.send(self._fd, "local", {"number": number, "index": index}, payload)
+        frames.send(self._fd, "local", {"number": number, "index": index}, *payload)
         answer = frames.receive(self._fd, messages.to_job(self._limits))
         if answer is None:
             raise ConnectionError("the server went away inside a local() part")
@@ -150,15 +162,24 @@ class Bounded(FileIO):
         return count
 
 
-def live(birth: socket.socket, setup: Setup, *, warm: bool) -> NoReturn:
-    """Wait for a task, run it and end the process. Called in the fork; never returns."""
+def live(
+    birth: socket.socket, setup: Setup, *, warm: bool, files: tuple[int, ...] = ()
+) -> NoReturn:
+    """Wait for a task, run it and end the process. Called in the fork; never returns.
+
+    Args:
+        birth: where the task comes from.
+        setup: what it has from its model process.
+        warm: whether there is time to warm up.
+        files: for that, to speak to where the model computes, if that is another process.
+    """
     code = 1
     try:
-        _become_a_process_of_its_own(birth.fileno(), *setup.kept)
+        _become_a_process_of_its_own(birth.fileno(), *setup.kept, *files)
         if warm:
-            setup.warm()
+            _warm_up(setup, files)
             _seed()  # 500 pages that are copied now, not when the task has come
-        given = frames.receive_control(birth, 3)
+        given = frames.receive_control(birth, setup.files)
         if given is None:  # the model process has no use for it any more
             code = 0
         else:
@@ -169,6 +190,17 @@ def live(birth: socket.socket, setup: Setup, *, warm: bool) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _warm_up(setup: Setup, files: tuple[int, ...]) -> None:
+    if setup.bridge is None:
+        setup.warm()
+        return
+    setup.bridge.connect(*files)
+    try:
+        setup.warm()
+    finally:
+        setup.bridge.close()
 
 
 def _become_a_process_of_its_own(*kept: int) -> None:
@@ -198,13 +230,18 @@ def _silence() -> None:
 
 
 def run(message: dict[str, Any], fds: tuple[int, ...], setup: Setup) -> int:
-    """Run one task with its three files; the exit code of its process. `fds[0]` stays open."""
-    link_fd, request_fd, result_fd = fds
+    """Run one task with its three files; the exit code of its process. `fds[0]` stays open.
+
+    Where its model computes in another process, there are further files, to speak to that.
+    """
+    link_fd, request_fd, result_fd = fds[:FILES]
     limits = Limits(**message["limits"])
     link = JobLink(link_fd, limits)
     try:
         with FileIO(request_fd, "r") as request:
             asked = request.read(limits.request_bytes + 1)
+        if setup.bridge is not None:
+            setup.bridge.connect(*fds[FILES:])
         if setup.jail is not None:  # from here on nothing is to be trusted
             setup.jail.enter(limits, setup.threads)
         torch.set_num_threads(setup.threads)  # starts none, so that the jail met only one thread

@@ -18,16 +18,23 @@ import select
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import torch
 
+from insitu.remote.protocol import Limits
 from insitu.remote.worker import frames, inline, job_process, opening
+from insitu.remote.worker.apart.bridge import Bridge
+from insitu.remote.worker.apart.keeper import Keeper
 from insitu.remote.worker.jail import THREADS_MOST, Jail, isolate
 from insitu.remote.worker.specs import Settings, read_settings
 
 _WATCH_S = 0.1
+SENT = "sent "
+"""How the reason begins why a job was killed that sent what it may not."""
+_WARMING = {"job": "", "limits": asdict(Limits())}
+"""What the device process is told of a process that warms up, as of a job."""
 _IDLE_S = 0.02
 """After so long without work a process is made ready for the next job."""
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
@@ -49,10 +56,17 @@ class Child:
 class ModelProcess:
     """Takes tasks from the control socket, and tells of their processes' ends."""
 
-    def __init__(self, control: socket.socket, settings: Settings, setup: Any) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        settings: Settings,
+        setup: job_process.Setup,
+        keeper: Keeper | None = None,
+    ) -> None:
         self._control = control
+        self._keeper = keeper
         self._settings = settings
-        self._setup: job_process.Setup = setup
+        self._setup = setup
         self._ready: list[Child] = []
         self._running: dict[str, Child] = {}
         self._orphans = settings.trust == "self"
@@ -66,12 +80,17 @@ class ModelProcess:
         poller = select.poll()
         poller.register(self._control.fileno(), select.POLLIN)
         poller.register(self._bell, select.POLLIN)
+        device = -1 if self._keeper is None else self._keeper.control.fileno()
+        if device >= 0:
+            poller.register(device, select.POLLIN)
         try:
             while True:
                 events = dict(poller.poll(self._wait_s() * 1000))
                 if self._bell in events:
                     os.read(self._bell, 4096)
                 self._reap()
+                if device in events and not self._hear_device():
+                    return
                 if self._control.fileno() in events:
                     if not self._take():
                         return
@@ -120,23 +139,30 @@ class ModelProcess:
         while True:
             child = self._ready.pop(0) if self._ready else self._fork(warm=False)
             assert child.birth is not None
+            further = () if self._keeper is None else self._keeper.hand(message)
             try:
-                frames.send_control(child.birth, message, fds)
+                frames.send_control(child.birth, message, fds + further)
             except OSError:
                 child.birth.close()
                 continue
+            finally:
+                for fd in further:
+                    os.close(fd)
             child.birth.close()
             child.birth = None
             return child
 
     def _fork(self, *, warm: bool) -> Child:
         ours, theirs = frames.control_pair()
+        further = () if self._keeper is None or not warm else self._keeper.hand(_WARMING)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             _die_with(parent)
-            job_process.live(theirs, self._setup, warm=warm)
+            job_process.live(theirs, self._setup, warm=warm, files=further)
         theirs.close()
+        for fd in further:
+            os.close(fd)
         return Child(pid, ours)
 
     # What happens by itself ---------------------------------------------------------------------
@@ -146,7 +172,8 @@ class ModelProcess:
             self._look = False
             self._kill_orphans()
         if len(self._ready) < self._wanted():
-            self._ready.append(self._fork(warm=True))
+            with contextlib.suppress(BrokenPipeError):  # the device process is gone, as it will say
+                self._ready.append(self._fork(warm=True))
 
     def _reap(self) -> None:
         while True:
@@ -172,6 +199,14 @@ class ModelProcess:
                 self._say(said="exit", job=child.job, code=code, reason=child.reason)
                 return
 
+    def _hear_device(self) -> bool:
+        """What the process says in which the model computes; False when it is gone."""
+        assert self._keeper is not None
+        said = self._keeper.heard()
+        if said is not None and said["said"] == "refused" and said["job"] in self._running:
+            self._kill(self._running[said["job"]], f"{SENT}{said['why']}")
+        return said is not None
+
     def _watch(self) -> None:
         for child in self._running.values():
             held_bytes, threads = _held(child.pid)
@@ -188,6 +223,8 @@ class ModelProcess:
     def _kill_orphans(self) -> None:
         """End what a block left running: its processes were given to us when it ended."""
         known = {child.pid for child in (*self._ready, *self._running.values())}
+        if self._keeper is not None:
+            known.add(self._keeper.process.pid)
         for pid in children_of(os.getpid()) - known:
             os.kill(pid, signal.SIGKILL)
 
@@ -254,19 +291,41 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
-def prepared(settings: Settings) -> tuple[job_process.Setup, dict[str, Any]]:
-    """The model opened, and what is told of it."""
+def prepared(settings: Settings) -> tuple[job_process.Setup, Keeper | None, dict[str, Any]]:
+    """The model opened, the process that computes if it is another, and what is told of it."""
+    keeper = Keeper(settings) if settings.apart else None
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
     opening.import_beforehand()
     module, _, name = settings.execute.partition(":")
     execute = getattr(importlib.import_module(module), name)
+    if keeper is not None:
+        return _beside(settings, keeper, execute)
     model = opening.opened(settings.spec, settings.device)
     warm = opening.warm(model) if not settings.inline else lambda: None
-    jail = None if settings.trust == "self" else Jail.prepared(settings.trust)
-    setup = job_process.Setup(model, execute, settings.threads, jail, warm)
+    setup = job_process.Setup(model, execute, settings.threads, _jail(settings), warm)
     about = {"bytes": opening.size_bytes(model), "about": opening.about(model)}
-    return setup, about
+    return setup, None, about
+
+
+def _beside(
+    settings: Settings, keeper: Keeper, execute: Any
+) -> tuple[job_process.Setup, Keeper, dict[str, Any]]:
+    """For a model that computes in another process: its modules here, led there."""
+    model = opening.beside(settings.spec)
+    bridge = Bridge(model._module)
+    about = keeper.ready(opening.tree(model))
+    bridge.connect(*keeper.hand(_WARMING))
+    try:
+        warm = opening.warm(model)
+    finally:
+        bridge.close()
+    setup = job_process.Setup(model, execute, settings.threads, _jail(settings), warm, bridge)
+    return setup, keeper, about
+
+
+def _jail(settings: Settings) -> Jail | None:
+    return None if settings.trust == "self" else Jail.prepared(settings.trust)
 
 
 def main(control: socket.socket) -> None:
@@ -278,7 +337,7 @@ def main(control: socket.socket) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        setup, about = prepared(settings)
+        setup, keeper, about = prepared(settings)
         isolate(settings.trust)
     except Exception as error:  # it has no one else to tell
         fault = job_process.fault_of(error)
@@ -292,7 +351,7 @@ def main(control: socket.socket) -> None:
     if settings.inline:
         inline.serve(control, setup)
     else:
-        ModelProcess(control, settings, setup).serve()
+        ModelProcess(control, settings, setup, keeper).serve()
 
 
 def _run() -> NoReturn:

@@ -5,10 +5,12 @@ size_bytes(model), about(model)
 """
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -42,6 +44,22 @@ def opened(spec: ModelSpec, device: str) -> Any:
     if not device.startswith("cpu"):
         settings.setdefault("device_map", device)
     return getattr(insitu, spec.kind)(spec.opened_as, **settings)
+
+
+def beside(spec: ModelSpec) -> Any:
+    """The same model on the CPU, for jobs whose model computes in a process of its own.
+
+    Its modules stand for those there; of its weights, which are read from the same files, a job
+    sees what it asks for.
+    """
+    settings = {name: value for name, value in spec.settings.items() if name != "device_map"}
+    return opened(replace(spec, settings=settings), "cpu")
+
+
+def tree(model: Any) -> str:
+    """A digest of the paths of a model's modules."""
+    paths = [path for path, _ in model._module.named_modules()]
+    return hashlib.sha256("\n".join(paths).encode()).hexdigest()
 
 
 def _tensors(model: Any) -> dict[int, torch.Tensor]:
@@ -115,7 +133,7 @@ class _Nobody:
     def token(self, step: int, ids: tuple[int, ...]) -> None:
         pass
 
-    def local(self, index: int, payload: bytes) -> bytes:
+    def local(self, index: int, *payload: bytes | memoryview) -> bytes:
         return b""
 
 

@@ -39,6 +39,8 @@ class Pool:
         memory_bytes: what the weights of all loaded models may take together; when another is
             needed, the one that has been idle longest goes. 80 % of the machine's by default.
         execute: what a job process calls, `module:function`.
+        apart: models compute in processes of their own, which no job shares memory with; so they do
+            on a GPU where blocks are not one's own.
     """
 
     def __init__(  # noqa: PLR0913 - the seam that the command line fills
@@ -52,6 +54,7 @@ class Pool:
         preload: bool = True,
         memory_bytes: int | None = None,
         execute: str = "insitu.remote.blocks.run:execute",
+        apart: bool = False,
     ) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         each = threads or max(1, cores // 4)
@@ -63,8 +66,9 @@ class Pool:
         self._jobs: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[bool]] = set()
         self._stopping = False
-        settings = Settings(ModelSpec(""), trust, device, each, most, execute)
-        if settings.inline:
+        apart = apart or (trust != "self" and not device.startswith("cpu"))
+        settings = Settings(ModelSpec(""), trust, device, each, most, execute, apart)
+        if settings.inline or apart:
             settings = replace(settings, jobs=1)
         self._settings = [replace(settings, spec=spec_of(model)) for model in models]
         self._folder = folder
@@ -76,7 +80,7 @@ class Pool:
         Raises:
             UsageError: this machine cannot give the trust mode that was asked for.
         """
-        await asyncio.to_thread(jail.require, self._trust, self._device)
+        await asyncio.to_thread(jail.require, self._trust)
         self._stopping = False
         self._freed = asyncio.Condition()
         self._loading = asyncio.Lock()

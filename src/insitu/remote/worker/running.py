@@ -218,15 +218,7 @@ class Running:
             self._kill()
 
     def _refuse(self, why: str) -> None:
-        self.end(
-            "ERROR",
-            Fault(
-                "RuntimeError",
-                "the job was ended: it sent the server what it may not.\n"
-                f"Why: it sent {why}.\n"
-                "Next: leave the job process's own files and functions alone.",
-            ),
-        )
+        self.end("ERROR", _hostile(f"sent {why}"))
 
     def exited(self, code: int, reason: str) -> None:
         """Its process is gone; what it has said is still to be read."""
@@ -303,6 +295,8 @@ def _by_exit(code: int, reason: str, task: Task) -> Ended:
         return Ended("ERROR", _died("it started too many threads", "start none; torch has its own"))
     if reason == "asked":
         return Ended("CANCELLED")
+    if reason.startswith("sent "):
+        return Ended("ERROR", _hostile(reason))
     if code >= 0:
         why = f"its process ended with the code {code}, without a word"
         return Ended("ERROR", _died(why, "leave os._exit and the like out of the block"))
@@ -312,6 +306,15 @@ def _by_exit(code: int, reason: str, task: Task) -> Ended:
     if -code == signal.SIGXCPU:
         return Ended("TIMEOUT", _died("it used up its processor time", "split it"))
     return Ended("ERROR", _died(f"its process crashed ({name})", "look at the block's last lines"))
+
+
+def _hostile(did: str) -> Fault:
+    return Fault(
+        "RuntimeError",
+        "the job was ended: it sent the server what it may not.\n"
+        f"Why: it {did}.\n"
+        "Next: leave the job process's own files and functions alone.",
+    )
 
 
 def _died(why: str, next: str) -> Fault:

@@ -84,11 +84,13 @@ class Settings:
     """At one time, and how many processes are kept ready for the next."""
     execute: str = "insitu.remote.blocks.run:execute"
     """What a job process calls: `module:function`."""
+    apart: bool = False
+    """The model computes in a process of its own, which no job shares memory with."""
 
     @property
     def inline(self) -> bool:
         """Jobs run in the model process itself: a CUDA context does not survive a fork."""
-        return not self.device.startswith("cpu")
+        return not self.apart and not self.device.startswith("cpu")
 
     def message(self) -> dict[str, Any]:
         """As JSON, for `read_settings`."""
