@@ -27,6 +27,8 @@ VALUE = ".value"
 """Holds the value of a target that is not a plain name, as in `with … as (a, b):`."""
 
 _OURS = frozenset({"__builtins__", "__name__", "__warningregistry__", VALUE})
+_OWN = 3
+"""Of these, what every body has from the beginning."""
 _NOTHING: frozenset[str] = frozenset()
 _MISSING: Any = object()
 _GLOBAL = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")
@@ -262,6 +264,8 @@ class Names(dict[str, Any]):
     def _write_outside(self) -> tuple[dict[str, Any], list[str]]:
         """The same outside of functions; for one, what to assign and to delete in its frame."""
         body, home, lent = self._body, self._home, self._lent
+        if not lent and len(self) == _OWN:
+            return {}, []
         changed = {
             name: value
             for name, value in self.items()
