@@ -45,7 +45,7 @@ def test_nothing_is_looked_up_before_a_standard_name_is_used(llm):
 
 def test_importing_insitu_imports_no_descriptions_of_families():
     program = (
-        "import sys, insitu; "
+        "import sys, insitu; insitu.LanguageModel; "
         "print([m for m in sys.modules if m.startswith('insitu.models.standard.')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -26,8 +26,8 @@ def test_a_cell_that_loads_the_extension_gets_no_hint(bare_shell):
     try:
         said = printed(bare_shell, offered(bare_shell) + "\n%load_ext insitu\nprint('end')")
         assert said == "body\nend\n"
-        waiting = [it.__self__ for it in bare_shell.events.callbacks["post_run_cell"]]
-        assert not any(isinstance(it, hint._Hint) for it in waiting)
+        waiting = bare_shell.events.callbacks["post_run_cell"]  # matplotlib has a function there
+        assert not any(isinstance(getattr(it, "__self__", None), hint._Hint) for it in waiting)
     finally:
         bare_shell.run_line_magic("unload_ext", "insitu")
 

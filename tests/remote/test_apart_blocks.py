@@ -347,3 +347,15 @@ def test_a_block_finds_the_same_there_as_here(make, block):
         assert torch.equal(one, other)
         assert torch.equal(one, third)
         assert other.device.type == "cpu"
+
+
+def test_a_model_that_had_hooks_before_is_told_of_too(make):
+    def hooked():
+        model = make()
+        model._module.transformer.h[2].register_forward_hook(lambda module, args, output: None)
+        return model
+
+    here = reads_an_output(hooked())
+    with apart(hooked) as model:
+        for _ in range(2):  # the second pass knows the order, and listens where it reads alone
+            assert torch.equal(reads_an_output(model), here)

@@ -33,6 +33,9 @@ from insitu.remote.worker.apart.wishes import NOBODY, Row, is_begun_by_a_trace, 
 _HUNG_UP_S = 3.0
 """Whoever hung up has told why, and ends this process before."""
 
+_HOOKED = -1
+"""No number that torch gives a hook: there were hooks from the beginning, transformers' own."""
+
 _dispatches = torch._C._len_torch_dispatch_stack
 
 
@@ -80,7 +83,9 @@ class Bridge:
         """Speak over a socket and two pieces of shared memory from now on."""
         self._channel = Channel(fd, Segment(mine), Segment(theirs))
         self._known = Known(self._channel, self._ask, self._pull)
-        self._heard, self._hooks = NOBODY, RemovableHandle.next_id
+        self._heard = NOBODY
+        hooked = any(it._forward_hooks or it._forward_pre_hooks for it in self.skeleton)
+        self._hooks = _HOOKED if hooked else RemovableHandle.next_id
         brought.by(self._bring)
 
     def close(self) -> None:
