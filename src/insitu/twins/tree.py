@@ -37,10 +37,15 @@ def grow(node: WrappedModule) -> Branch:
     """The tree below a module; parameters used twice count once in its sum. Runs nothing."""
     root = node._module
     measures, total = _measured(root)
+    return replace(_branch([(node._path, root)], measures, outputs_of(node)), parameters=total)
+
+
+def outputs_of(node: WrappedModule) -> dict[nn.Module, str]:
+    """What each module of the whole model returned, in the first kind of pass that called it."""
     outputs: dict[nn.Module, str] = {}
     for order in reversed(node._root._orders.values()):
         outputs.update((module, seen.output) for module, seen in order.called.items())
-    return replace(_branch([(node._path, root)], measures, outputs), parameters=total)
+    return outputs
 
 
 def _measured(root: nn.Module) -> tuple[dict[nn.Module, _Measure], int]:

@@ -7,6 +7,7 @@ What a side does with tensors, and with objects that are no data, is its own: `S
 with its tag; numbers, texts and None stand for themselves; everything else is a leaf of `wire`.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -116,6 +117,21 @@ def _object(named: Any, parts: dict[str, Any]) -> Any:
     ):
         return tuple.__new__(kind, parts.values())
     raise ChannelError(f"an object of a class that is not known ({str(named)[:80]})")
+
+
+def replaced(value: Any, other: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A value with other tensors in it; lists and dicts stay the same objects."""
+    if isinstance(value, torch.Tensor):
+        return other(value)
+    if type(value) is tuple:
+        return tuple([replaced(part, other) for part in value])
+    if type(value) is list:
+        value[:] = [replaced(part, other) for part in value]
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if (new := replaced(part, other)) is not part:
+                value[key] = new
+    return value
 
 
 def is_unchanging(value: Any) -> bool:

@@ -81,24 +81,17 @@ class Held:
 
     def cut(self, value: Any) -> Any:
         """A value in which the model's graph ends, and goes on from leaves with the same values."""
-        if isinstance(value, torch.Tensor):
-            if type(value) not in _PLAIN or not (value.is_floating_point() or value.is_complex()):
-                return value
-            if self._numbers.get(id(value)) in self._leaves:
-                return value
-            leaf, passed_on = _leaf(value.detach())
-            number = self._number(passed_on)
-            self._sources[number], self._leaves[number] = value, leaf
-            return passed_on
-        if type(value) is tuple:
-            return tuple([self.cut(part) for part in value])
-        if type(value) is list:
-            value[:] = [self.cut(part) for part in value]
-        elif isinstance(value, dict):
-            for key, part in value.items():
-                if (new := self.cut(part)) is not part:
-                    value[key] = new
-        return value
+        return grammar.replaced(value, self._cut)
+
+    def _cut(self, tensor: torch.Tensor) -> torch.Tensor:
+        if type(tensor) not in _PLAIN or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        if self._numbers.get(id(tensor)) in self._leaves:
+            return tensor
+        leaf, passed_on = _leaf(tensor.detach())
+        number = self._number(passed_on)
+        self._sources[number], self._leaves[number] = tensor, leaf
+        return passed_on
 
     def pulled(self, number: Any, grad: Any, numbers: Any) -> list[Any]:
         """What a gradient at one value is at leaves that it came of."""

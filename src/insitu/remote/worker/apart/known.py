@@ -1,6 +1,6 @@
 """What a job knows of the values in the device process: numbers, shapes, and some of their values.
 
-    known = Known(channel, ask)
+    known = Known(channel, ask, pull)
     known.read(told)                    # tensors: with values, or on `meta`, as stand-ins
     known.told(value)                   # by number, where it is known there
     known.edits()                       # what the block has changed in place since
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from insitu.engine.written import leaves
 from insitu.errors import UsageError
 from insitu.remote.wire import caches
 from insitu.remote.wire.tensors import DTYPES, can_go
@@ -163,26 +164,19 @@ class Known:
         """The numbers of the stand-ins in a value."""
         return [
             one.number
-            for part in _tensors(value)
+            for _, part in leaves(value)
             if part.is_meta and (one := self._ones.get(id(part))) is not None and one.of() is part
         ]
 
     def bring(self, value: Any) -> Any:
         """A value in which stand-ins are replaced by tensors whose values have come."""
-        if isinstance(value, torch.Tensor):
-            one = self._ones.get(id(value)) if value.is_meta else None
-            real = None if one is None else self._real.get(one.number)
-            found = None if real is None else real.of()
-            return value if found is None else found
-        if type(value) is tuple:
-            return tuple([self.bring(part) for part in value])
-        if type(value) is list:
-            value[:] = [self.bring(part) for part in value]
-        elif isinstance(value, dict):
-            for key, part in value.items():
-                if (new := self.bring(part)) is not part:
-                    value[key] = new
-        return value
+        return grammar.replaced(value, self._brought)
+
+    def _brought(self, tensor: torch.Tensor) -> torch.Tensor:
+        one = self._ones.get(id(tensor)) if tensor.is_meta else None
+        real = None if one is None else self._real.get(one.number)
+        found: torch.Tensor | None = None if real is None else real.of()
+        return tensor if found is None else found
 
     # What has changed ---------------------------------------------------------------------------
 
@@ -231,17 +225,6 @@ class _Parts:
 
     def part(self, said: str, value: Any) -> Any:
         return grammar.told(value, self._side)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
 
 
 def _stays(what: str) -> UsageError:
