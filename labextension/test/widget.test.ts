@@ -54,8 +54,33 @@ test("the shared selection is shown at once too: a page that was reloaded stands
     select({ head: 1 });
   });
   expect(seen).toEqual([3, 3]);
-  expect(model.state.selection).toEqual({ layer: 3, head: 1, named: ["head"] }); // the layer may be old news
+  expect(model.state.selection).toMatchObject({ layer: 3, head: 1, named: ["head"] }); // the layer may be old news
   expect(model.isSaved).toBe(true);
+});
+
+test("a choice stands until Python has heard of it, whatever older news come in between", () => {
+  const seen: unknown[] = [];
+  let choose: Opened["select"] = () => undefined;
+  const { model } = opened(({ onSelect, select }) => {
+    onSelect(({ layer, head }) => seen.push([layer, head]));
+    choose = select;
+  });
+  const serial = () => (model.state.selection as { serial: string }).serial;
+  choose({ layer: 5 });
+  const first = serial();
+  choose({ head: 2 });
+  const second = serial();
+  model.set("selection", { layer: 5, head: null, heard: first }); // its answer to the first choice
+  expect(seen.at(-1)).toEqual([5, 2]);
+  choose({ token: 6 });
+  expect(model.state.selection).toMatchObject({ layer: 5, head: 2, token: 6 });
+  expect((model.state.selection as { named: string[] }).named).toEqual(expect.arrayContaining(["head", "token"]));
+  model.set("selection", { layer: 5, head: 2, token: null, heard: second });
+  expect(seen.at(-1)).toEqual([5, 2]);
+  choose({ step: 1 });
+  model.set("selection", { layer: 5, head: 2, token: 6, step: 1, heard: serial() });
+  model.set("selection", { layer: 0, head: 1, heard: serial() }); // chosen in Python since
+  expect(seen.at(-1)).toEqual([0, 1]);
 });
 
 test("what a view expects and does not get is said to be the kernel's silence, until it speaks", async () => {

@@ -55,6 +55,17 @@ def test_a_view_selects_what_it_names_and_its_old_news_of_the_rest_is_left():
     assert view.selection == insitu.selection.as_dict()
 
 
+def test_a_view_is_told_which_of_its_choices_was_heard_and_python_may_choose_after_it():
+    first, second = WIDGETS["lens_grid"](), WIDGETS["attention_view"]()
+    first.selection = {"layer": 2, "named": ["layer"], "serial": "page 1"}
+    assert first.selection == {**insitu.selection.as_dict(), "heard": "page 1"}
+    assert second.selection == insitu.selection.as_dict()
+    insitu.selection.layer = 1
+    assert first.selection == {**insitu.selection.as_dict(), "heard": "page 1"}
+    second.selection = {**insitu.selection.as_dict(), "serial": "page 7"}
+    assert (first.selection["heard"], second.selection["heard"]) == ("page 1", "page 7")
+
+
 def test_views_share_one_selection_with_python():
     first, second = WIDGETS["lens_grid"](), WIDGETS["attention_view"]()
     first.selection = {"layer": 2, "token": 1}

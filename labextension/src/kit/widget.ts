@@ -11,7 +11,7 @@ import { kernelWatch } from "./alive";
 import { h } from "./dom";
 import { Endings, type Model, type Place } from "./host";
 import { type Answer, Requests } from "./requests";
-import { select, type Selection, selection } from "./selection";
+import { Choices, type Selection } from "./selection";
 import { Standing } from "./standing";
 
 export interface View {
@@ -62,6 +62,7 @@ export function widget(open: (opened: Opened) => View): { render(place: Place): 
     standing.add(here);
     endings.add(() => standing.delete(here));
     const { model, element: el } = here;
+    const choices = new Choices(model, endings);
     const requests = new Requests(model, endings, () => el.toggleAttribute("data-asking", requests.isWaiting));
     let [isWaiting, spoke, isOwn] = [() => false, () => undefined as void, false];
     const heard = (event: string, tell: (...given: never[]) => void): void => endings.hear(model, event, (...given) => (isOwn || spoke(), tell(...given)));
@@ -79,7 +80,7 @@ export function widget(open: (opened: Opened) => View): { render(place: Place): 
       },
       ask: async <T>(name: string, given?: Record<string, unknown>) => (await requests.ask(name, given)).value as T,
       answer: (name, given) => requests.ask(name, given),
-      select: (further) => select(model, further),
+      select: (further) => choices.select(further),
       follow(traits) {
         for (const [names, show] of Object.entries(traits)) {
           show();
@@ -87,8 +88,8 @@ export function widget(open: (opened: Opened) => View): { render(place: Place): 
         }
       },
       onSelect(tell) {
-        tell(selection(model));
-        endings.hear(model, "change:selection", () => tell(selection(model)));
+        tell(choices.now);
+        endings.hear(model, "change:selection", () => tell(choices.now));
       },
       expects: (told) => (isWaiting = told),
       onSaid: (tell) => endings.hear(model, "msg:custom", tell as (content: never) => void),

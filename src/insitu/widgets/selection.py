@@ -38,23 +38,33 @@ selection = Selection()
 
 
 def link(widget: Any) -> None:
-    """Keep a widget's selection and the shared one equal, until the widget is closed."""
+    """Keep a widget's selection and the shared one equal, until the widget is closed.
+
+    A page tells which of the four it `named`, for of the rest it may not have heard the latest, and
+    the `serial` of its choice; it holds on to what it chose until it is told that this was `heard`.
+    """
+    heard: str | None = None
+
+    def wanted() -> dict[str, Any]:
+        return selection.as_dict() if heard is None else {**selection.as_dict(), "heard": heard}
 
     def outwards(change: Any) -> None:
+        nonlocal heard
         new = change["new"]
-        named = new.get("named", NAMES)  # of the rest a page may not have heard the latest
+        heard = new.get("serial", heard)
+        named = new.get("named", NAMES)
         given = {name: new.get(name) for name in NAMES if name in named}
         with selection.hold_trait_notifications():
             for name, value in given.items():
                 setattr(selection, name, value if isinstance(value, int) else None)
-        if widget.selection != selection.as_dict():
-            widget.selection = selection.as_dict()
+        if widget.selection != wanted():
+            widget.selection = wanted()
 
     def inwards(_: Any) -> None:
         if widget.comm is None:  # closed
             selection.unobserve(inwards)
-        elif widget.selection != selection.as_dict():
-            widget.selection = selection.as_dict()
+        elif widget.selection != wanted():
+            widget.selection = wanted()
 
     widget.selection = selection.as_dict()
     widget.observe(outwards, "selection")
