@@ -10,6 +10,7 @@ from torch import nn
 
 import insitu
 from insitu import NNsight
+from insitu.engine.wrapped import WrappedModule
 
 
 def here():
@@ -333,3 +334,24 @@ def test_every_pair_of_sites_in_order_is_legal_and_against_it_is_not(tiny_gpt2):
             with pytest.raises(insitu.OutOfOrderError), llm.trace(ids):
                 llm[second].output
                 llm[first].output
+
+
+class Half(nn.Module):
+    """Calls one of its two modules."""
+
+    def __init__(self, used):
+        super().__init__()
+        self.used, self.unused = used, nn.Identity()
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_an_error_looks_over_the_model_once_whatever_its_size(monkeypatch):
+    model = NNsight(Half(nn.Sequential(*(nn.Identity() for _ in range(50)))))
+    walks = []
+    nodes = WrappedModule._nodes
+    monkeypatch.setattr(WrappedModule, "_nodes", lambda it: walks.append(it) or nodes(it))
+    with pytest.raises(insitu.NeverRanError), model.trace(torch.ones(1)):
+        model.unused.output
+    assert walks.count(model) == 1

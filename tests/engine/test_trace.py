@@ -346,3 +346,11 @@ def test_log_prints_at_once(net, x, capsys):
     with NNsight(net).trace(x) as tracer:
         tracer.log("norm", 3)
         assert capsys.readouterr().out == "norm 3\n"
+
+
+def test_a_trace_that_is_over_cannot_be_stopped(net, x):
+    model = NNsight(net)
+    with model.trace(x) as tracer:
+        model.layer1.output
+    with pytest.raises(insitu.PassClosedError):
+        tracer.stop()

@@ -219,6 +219,37 @@ def test_a_skip_that_does_not_fit_what_the_module_returned_is_refused(net, x):
     assert torch.equal(out, net(x))
 
 
+def test_a_skip_fits_a_model_that_was_cast_since_and_one_under_autocast(net, x):
+    model = NNsight(net)
+    with model.trace(x):
+        pass
+    with torch.autocast("cpu", dtype=torch.bfloat16), model.trace(x):
+        model.layer1.skip(torch.zeros(1, 10, dtype=torch.bfloat16))
+        under_autocast = model.layer2.input
+    assert under_autocast.dtype is torch.bfloat16
+    net.double()
+    with model.trace(x.double()):
+        model.layer1.skip(torch.zeros(1, 10, dtype=torch.float64))
+        out = model.output
+    assert torch.equal(out, net.layer2(torch.zeros(1, 10, dtype=torch.float64)))
+
+
+def test_a_skip_may_bring_what_was_none_before(x):
+    class Pair(nn.Module):
+        def forward(self, x, both=False):
+            return x, x if both else None
+
+    net = nn.Sequential(Pair())
+    model = NNsight(net)
+    with model.trace(x):
+        pass
+    with model.trace(x):
+        model[0].skip((x * 2, x))
+        first, second = model.output
+    assert torch.equal(first, x * 2)
+    assert torch.equal(second, x)
+
+
 def test_a_dict_is_replaced_by_a_dict_alone(x):
     class Named(nn.Module):
         def forward(self, x):

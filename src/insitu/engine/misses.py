@@ -110,7 +110,7 @@ def _out_of_order(
 
 
 def _never_ran(run: Explained, node: Node, kind: int, order: Order | None) -> NeverRanError:
-    ran = [run.root._path_of(module) for module in (order.called if order else ())]
+    ran = run.root._paths_of(order.called if order else ())
     inside = [path for path in ran if path.startswith(_parent_path(node))]
     shown = (inside or ran)[:_LISTED_MAX]
     more = f" and {len(ran) - len(shown)} more" if len(ran) > len(shown) else ""

@@ -25,6 +25,10 @@ class Stopping(tuple[Any, nn.Module, Forward]):
         """What it stands for, so that `inspect.signature` still tells the truth."""
         return self[2]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the module, or one in a file, has the forward alone: no pass runs there."""
+        return _itself, (underneath(self),)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Called in the forward's place."""
         raise NotImplementedError
@@ -34,4 +38,8 @@ def underneath(forward: Any) -> Any:
     """A forward without what passes have put over it."""
     while isinstance(forward, Stopping):
         forward = forward[2]
+    return forward
+
+
+def _itself(forward: Forward) -> Forward:
     return forward

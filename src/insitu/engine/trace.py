@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from insitu.engine import backward_call, steps
+from insitu.engine import backward_call, misses, steps
 from insitu.engine.beside import Watcher
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.options import Options as CacheOptions
@@ -220,7 +220,10 @@ class Tracer:
 
     def stop(self) -> None:
         """End the pass and the block here; no later module runs."""
-        raise Stop(self._own())
+        run = self._own()
+        if run.closed:
+            raise misses.pass_is_over(run)
+        raise Stop(run)
 
     def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
         """One prompt of several in this pass, with a body that sees its rows.

@@ -106,12 +106,21 @@ def _remedy(new: Any, old: Any) -> str:
 
 
 def same_kind(value: Any, described: str) -> bool:
-    """Whether a value has the structure, dtypes and dimensions of one described before."""
-    return _kind(describe(value)) == _kind(described)
+    """Whether a value has the structure and the dimensions of one described before.
+
+    Sizes and dtypes may have changed since (a cast model, autocast), and what was None may be there
+    (`output_attentions=True`).
+    """
+    new, old = _kinds(describe(value)), _kinds(described)
+    return len(new) == len(old) and all(
+        one == other or "NoneType" in (one, other) for one, other in zip(new, old, strict=True)
+    )
 
 
-def _kind(described: str) -> str:
-    return re.sub(r"(?<![a-z_])\d+", "n", described)
+def _kinds(described: str) -> list[str]:
+    """The parts of a description, with `n` for each size and no dtypes."""
+    plain = re.sub(r"[a-z]+[a-z0-9_]*\[", "[", re.sub(r"(?<![a-z_])\d+", "n", described))
+    return re.findall(r"\[[^\[\]]*\]|\w+|…|[()\[\]]", plain)
 
 
 def describe(value: Any) -> str:

@@ -6,13 +6,13 @@ block.input             # its first argument
 block.mlp.c_fc          # a submodule, wrapped when first named
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from sys import _getframe
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
-from insitu.engine import blame, met, misses, names, paths, views
+from insitu.engine import attributes, blame, copying, met, misses, names, paths, views
 from insitu.engine.attached import attached
 from insitu.engine.opening import opened
 from insitu.engine.running import active, find
@@ -57,6 +57,9 @@ class WrappedModule:
         )
         set_("_children", {})
         set_("_extras", {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copying.parts(self, WrappedModule)
 
     # Sites -----------------------------------------------------------------------------------
 
@@ -154,9 +157,9 @@ class WrappedModule:
         return self._name if parent._parent is None else f"{parent._path}.{self._name}"
 
     def __getattr__(self, name: str) -> Any:
-        module = self.__dict__["_module"]
         if name.startswith("__"):
             raise AttributeError(name)
+        module = self.__dict__["_module"]
         if name in _SITES and "_raised" in self.__dict__:
             raise self.__dict__.pop("_raised")  # Python asks here after the model raised one
         if (found := self._child(name)) is not None:
@@ -171,7 +174,7 @@ class WrappedModule:
         if (view := self._view(name)) is not None:
             return views.read(view, self, name)
         try:
-            return self._wrapped_if_below(getattr(module, name))
+            return attributes.seen(self, getattr(module, name))
         except AttributeError:
             pass
         if self._learns(name):
@@ -271,15 +274,6 @@ class WrappedModule:
         viewed = self._root._names.viewed
         return views.providing(viewed, self._module, name) if viewed else None
 
-    def _wrapped_if_below(self, value: Any) -> Any:
-        """What an attribute holds; a module that a property, or torch.compile's wrapper, leads to
-        is the wrapped one at its place below this one."""
-        if isinstance(value, nn.Module):
-            for path, module in self._module.named_modules():
-                if module is value:
-                    return self._at_path(path) if path else self
-        return value
-
     def _learns(self, name: str) -> bool:
         """Whether a name that is not known has become so, because it was asked for."""
         more: names.MoreNames | None = self._root._more_names
@@ -314,6 +308,8 @@ class WrappedModule:
         found = self._children.get(key) if type(key) is int else None
         if found is not None:
             return found
+        if isinstance(self._module, attributes.PARAMETERS):
+            return self._module[key]
         if isinstance(key, slice):
             return [self[i] for i in range(*key.indices(len(self)))]
         if isinstance(key, int) and self._compiled:
@@ -347,22 +343,30 @@ class WrappedModule:
             if (found := self._child(name)) is not None:
                 yield from found._nodes()
 
-    def _path_of(self, module: nn.Module) -> str:
-        """The path of a module of this tree, or of an operation in it, as error texts show it."""
-        if not isinstance(module, nn.Module):
-            return cast(str, module._path)
+    def _paths_of(self, modules: Iterable[Any]) -> list[str]:
+        """The paths of modules of this tree, or of operations in it, as error texts show them."""
+        paths: dict[Any, str] = {}
         for node in self._nodes():
-            if node._module is module:
-                return node._path
-        return type(module).__name__
+            paths.setdefault(node._module, node._path)
+        return [
+            paths.get(it, type(it).__name__) if isinstance(it, nn.Module) else it._path
+            for it in modules
+        ]
+
+    def _path_of(self, module: Any) -> str:
+        return self._paths_of((module,))[0]
 
     def __len__(self) -> int:
+        if isinstance(self._module, attributes.PARAMETERS):
+            return len(self._module)
         return len((self._compiled or self)._module._modules)
 
     def __bool__(self) -> bool:
         return True
 
-    def __iter__(self) -> Iterator["WrappedModule"]:
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self._module, attributes.PARAMETERS):
+            yield from self._module
         node = self._compiled or self
         for name in tuple(node._module._modules.keys()):
             if (found := node._child(name)) is not None:

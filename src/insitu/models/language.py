@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from insitu.engine import validate
+from insitu.engine import attributes, validate
 from insitu.engine.batch import Rows
 from insitu.engine.held import Run
 from insitu.engine.running import anything_runs, around_here
@@ -132,7 +132,7 @@ class LanguageModel(TakesAdapters, NNsight):
     @property
     def _step_node(self) -> WrappedModule:
         """What a generation calls: the transformers model, not what is put around it."""
-        node: WrappedModule = self._wrapped_if_below(self._transformer)
+        node: WrappedModule = attributes.seen(self, self._transformer)
         return node
 
     def dispatch(self) -> None:
