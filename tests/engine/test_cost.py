@@ -2,7 +2,6 @@
 
 import gc
 import os
-import time
 import weakref
 
 import pytest
@@ -54,11 +53,8 @@ def test_an_empty_trace_touches_nothing_after_the_first():
 def test_wrapping_a_model_wraps_no_module_below_it():
     net = nn.Sequential(*[nn.Module() for _ in range(10_000)])
     before = len(gc.get_objects())
-    start = time.perf_counter()
     model = NNsight(net)
-    seconds = time.perf_counter() - start
     assert len(gc.get_objects()) - before < 50
-    assert seconds < 0.005
     assert model[9_999]._module is net[9_999]
     assert len(gc.get_objects()) - before < 60
 
