@@ -8,6 +8,14 @@ def test_hover_says_path_class_size_shape_and_source(shell, llm):
         assert said in shown["text/html"]
 
 
+def test_hover_says_the_text_and_the_place_of_an_operation(shell, llm):
+    shell.user_ns["model"] = llm
+    shown = shell.object_inspect_mime("model.lm_head.source.F_linear_0")
+    for said in ("lm_head.source.F_linear_0", "F.linear(", "Linear.forward", "linear.py:"):
+        assert said in shown["text/plain"]
+        assert said in shown["text/html"]
+
+
 def test_hover_runs_nothing_before_the_first_pass(shell, llm):
     shell.user_ns["model"] = llm
     shown = shell.object_inspect_mime("model")

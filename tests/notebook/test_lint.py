@@ -26,7 +26,12 @@ def names(llm):
 
 CASES = [
     # rule, cell, line, a line of the repaired cell
-    ("rebound-site", TRACE + "h = model.transformer.h[1].output\nh = h * 2", 3, "h[:] = h * 2"),
+    (
+        "rebound-site",
+        TRACE + "h = model.transformer.h[1].output\nh = h * 2\nlogits = model.lm_head.output",
+        3,
+        "h[:] = h * 2",
+    ),
     ("rebound-site", TRACE + "x = model.transformer.h[1].mlp.output\nx = 0", 3, "x[:] = 0"),
     (
         "rebound-site",
@@ -217,20 +222,23 @@ def test_a_mistake_that_no_line_can_repair_is_told_without_a_repair(names):
 
 
 def test_a_repair_that_would_break_something_else_is_not_offered(names):
-    cell = TRACE + ("h = model.transformer.h[1].output\na = model.lm_head.output\nh = h * 2\n")
+    cell = TRACE + (
+        "h = model.transformer.h[1].output\na = model.lm_head.output\nh = h * 2\nb = model.output"
+    )
     (found,) = findings(cell, names)
     assert found.rule == "rebound-site"
     assert found.changes == ()  # written there, it would come too late
 
 
 def test_places_are_counted_in_characters(names):
-    cell = TRACE + "'ä€😀'; h = model.transformer.h[1].output; h = h * 2"
+    cell = TRACE + "'ä€😀'; h = model.transformer.h[1].output; h = h * 2\nmodel.lm_head.output"
     (found,) = findings(cell, names)
     assert cell.splitlines()[found.line - 1][found.column :] == "h = h * 2"
-    assert fixed(cell, found).endswith("; h[:] = h * 2")
+    assert fixed(cell, found).splitlines()[found.line - 1].endswith("; h[:] = h * 2")
 
 
 QUIET = [
+    TRACE + "logits = model.lm_head.output\nlogits = logits / 0.7",  # names outlive the cell
     TRACE + "h = model.transformer.h[1].output\nh = h * 2\nprint(h)",
     TRACE + "h = model.transformer.h[1].output\nh = h.mean(1)",
     TRACE + "h = model.transformer.h[1].output[0].save()\nh = h.detach()",
@@ -305,7 +313,8 @@ def test_a_plain_module_is_looked_at_too(net, x):
 
 
 def test_ipythons_lines_do_not_hide_the_rest(names):
-    cell = TRACE + "!ls\nhere = %pwd\nmodel?\nh = model.transformer.h[1].output\nh = h * 2"
+    cell = TRACE + "!ls\nhere = %pwd\nmodel?\nh = model.transformer.h[1].output\nh = h * 2\n"
+    cell += "logits = model.lm_head.output"
     (found,) = findings(cell, names)
     assert found.line == 6
 

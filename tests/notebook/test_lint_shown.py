@@ -8,7 +8,7 @@ from insitu.notebook.lint import shown
 from insitu.widgets.lint_fixes import LintFixes
 
 SAMPLES = Path(__file__).parents[2] / "labextension" / "samples"
-TWICE = "h = model.transformer.h[1].output\nh = h * 2\n"
+TWICE = "h = model.transformer.h[1].output\nh = h * 2\nlogits = model.lm_head.output\n"
 
 
 def found_in(told):

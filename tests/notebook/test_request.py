@@ -38,3 +38,10 @@ def test_a_line_without_a_model_says_how_to_write_one():
     with pytest.raises(UsageError, match="no model") as caught:
         parse("--time")
     assert "%%trace MODEL PROMPT" in caught.value.next
+
+
+@pytest.mark.parametrize("option", ["--time", "--cache all", "--view lens", "--generate 3"])
+def test_an_edit_without_a_prompt_takes_no_option_of_a_run(option):
+    with pytest.raises(UsageError, match="nothing runs"):
+        parse(f"model --edit edited {option}")
+    assert parse(f"model 'a' --edit edited {option}").edit == "edited"

@@ -79,6 +79,26 @@ def test_views_share_one_selection_with_python():
     assert first.cell == (2, 1)
 
 
+def test_show_takes_plain_modules_arrays_and_results_of_one_axis(llm):
+    assert isinstance(insitu.show(torch.nn.Linear(2, 2)), ModuleTree)
+    assert insitu.show(torch.arange(6.0).numpy()).count == 1
+    assert insitu.show({"a": torch.arange(6.0).numpy()}).count == 1
+    row = Result(torch.arange(3.0), (Axis("component", ["embed", "attn", "mlp"]),))
+    assert len(insitu.show(row).rows) == 1
+    assert insitu.show(row).columns == ["embed", "attn", "mlp"]
+
+
+@pytest.mark.parametrize("nothing", [["The", " Eiffel"], "text", 3])
+def test_show_refuses_what_has_no_view(nothing):
+    with pytest.raises(insitu.InputTypeError, match="no view"):
+        insitu.show(nothing)
+
+
+def test_show_refuses_a_setting_that_a_view_does_not_take(llm):
+    with pytest.raises(insitu.UsageError, match="nonsense"):
+        insitu.show(llm, nonsense=3)
+
+
 def test_show_opens_the_view_that_suits(llm):
     with llm.trace("Once upon a time") as tracer:
         cache = tracer.cache()
@@ -171,7 +191,7 @@ def test_a_browser_goes_into_operations_and_selects_them_for_a_block(llm):
 
 def test_the_lens_sample_is_what_python_sends():
     grid = WIDGETS["lens_grid"]()
-    names = ("title", "names", "rows", "columns", "texts", "measures")
+    names = ("title", "names", "chooses", "rows", "columns", "texts", "measures")
     sent = {name: getattr(grid, name) for name in names}
     sent["values"] = [np.frombuffer(part, "<f4").tolist() for part in grid.values]
     assert sample("lens_grid") == json.loads(json.dumps(sent))

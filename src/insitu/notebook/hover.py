@@ -19,6 +19,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from insitu.engine.source.operations import Operation
 from insitu.engine.wrapped import WrappedModule
 from insitu.notebook.spoken import path_at
 from insitu.twins import style
@@ -30,8 +31,10 @@ Rows = list[tuple[str, str]]
 """What IPython's inspector shows: names and what is said of each."""
 
 
-def facts(node: WrappedModule) -> Rows:
-    """What there is to say of a module, without running anything."""
+def facts(node: WrappedModule | Operation) -> Rows:
+    """What there is to say of a module or an operation, without running anything."""
+    if isinstance(node, Operation):
+        return _facts_of_operation(node)
     module = node._module
     rows = [
         ("Module", node._path),
@@ -48,6 +51,16 @@ def facts(node: WrappedModule) -> Rows:
     return rows
 
 
+def _facts_of_operation(operation: Operation) -> Rows:
+    named, definition = operation._named, operation._in._plan.definition
+    return [
+        ("Operation", operation._path),
+        ("Text", definition.line(named.line).strip()),
+        ("Of", operation._in._chain.function.__qualname__),
+        ("Source", f"{definition.file}:{named.line}"),
+    ]
+
+
 def source(module: Any) -> str:
     """File and line of a module's forward; empty when it has none in Python."""
     try:
@@ -60,12 +73,12 @@ def source(module: Any) -> str:
 
 def text(data: Any) -> Rows | None:
     """The inspector's `text/plain` for wrapped modules."""
-    return facts(data.obj) if isinstance(data.obj, WrappedModule) else None
+    return facts(data.obj) if isinstance(data.obj, (WrappedModule, Operation)) else None
 
 
 def html(data: Any) -> Rows | None:
     """The inspector's `text/html` for wrapped modules: IPython makes a heading of each name."""
-    if not isinstance(data.obj, WrappedModule):
+    if not isinstance(data.obj, (WrappedModule, Operation)):
         return None
     (_, path), *others = facts(data.obj)
     rows = "".join(

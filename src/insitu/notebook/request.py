@@ -94,6 +94,9 @@ _HERE_ALONE = {
 """What goes with no `--remote`: why, and what to do instead."""
 
 
+_OF_A_RUN = ("--generate", "--time", "--cache", "--grad", "--view", "--quiet")
+
+
 @dataclass(frozen=True)
 class Request:
     """What a `%%trace` line asks for.
@@ -171,7 +174,18 @@ def _check(found: Taken) -> None:
                 f"leave one of them out. The line is {USAGE}",
             )
     _check_remote(found)
+    _check_edit(found)
+
+
+def _check_edit(found: Taken) -> None:
     name = found.value("--edit")
+    runs = len(found.places) > 1 or found.has("--invoke")
+    if name and not runs and (idle := [it for it in _OF_A_RUN if found.has(it)]):
+        raise UsageError(
+            f"{idle[0]} was given, and nothing runs.",
+            "--edit without a prompt keeps the cell for later passes.",
+            f"add a prompt, or leave {idle[0]} out.",
+        )
     if name and not name.isidentifier():
         raise UsageError(
             f"--edit takes the name of a variable, not {name}.",

@@ -48,14 +48,32 @@ def _learned(node: WrappedModule, name: str) -> WrappedModule | None:
 
 
 def path_at(code: str, cursor: int, names: Mapping[str, Any]) -> str | None:
-    """The path under the cursor, up to the part it is in; a site stands for its module."""
+    """The path under the cursor, up to the part it is in; a site stands for what it is a site of:
+    a module, or an operation of its forward."""
     for found in _path.finditer(code):
         if not found.start() <= cursor <= found.end():
             continue
+        steps = [
+            it[0]
+            for it in _step.finditer(code, found.start(2), found.end(2))
+            if it.start() < cursor
+        ]
         path = ""
-        for step in _step.finditer(code, found.start(2), found.end(2)):
-            if step.start() >= cursor or resolve(found[1], path + step[0], names) is None:
-                break
-            path += step[0]
-        return None if resolve(found[1], path, names) is None else found[1] + path
+        while steps and resolve(found[1], path + steps[0], names) is not None:
+            path += steps.pop(0)
+        node = resolve(found[1], path, names)
+        return None if node is None else found[1] + path + "".join(_operations(node, steps))
     return None
+
+
+def _operations(node: Any, steps: list[str]) -> list[str]:
+    """The beginning of some steps that leads to an operation: `.source`, `.attn_0`, …"""
+    for at in range(0, len(steps) - 1, 2):
+        name = steps[at + 1][1:]
+        try:
+            if steps[at] != ".source" or name not in node.source:
+                return steps[:at]
+            node = node.source[name]
+        except InsituError:  # it has no text
+            return steps[:at]
+    return steps[: len(steps) // 2 * 2]

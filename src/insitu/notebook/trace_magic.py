@@ -15,7 +15,7 @@ from IPython.core.magic import no_var_expand
 from IPython.display import display
 
 from insitu.engine import backward_call
-from insitu.errors import PassClosedError
+from insitu.errors import PassClosedError, UsageError
 from insitu.notebook import card, operands
 from insitu.notebook.cell import Body, compiled, ending
 from insitu.notebook.forwards import synchronize
@@ -108,6 +108,12 @@ class TraceMagic:
     def _scan(self, found: operands.Operands, body: Body) -> Any:
         """Run the body on fake tensors; the shapes it met."""
         __tracebackhide__ = True
+        if found.invokes:
+            raise UsageError(
+                "--scan was given several inputs that are no texts.",
+                "it finds the shapes of one input; joined ones differ in their rows alone.",
+                "leave --invoke out, or use with tracer.invoke(...) in `with model.scan():`.",
+            )
         scan, watch = found.model.scan(*found.args), scanned.Scanned()
         scan._tracer.watch = watch
         with scan as tracer:

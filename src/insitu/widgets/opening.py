@@ -5,22 +5,27 @@ model.tree()
 cache.view()
 """
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.entry import Entry
 from insitu.engine.held import Run
 from insitu.engine.source.operations import Source
 from insitu.engine.wrapped import WrappedModule
-from insitu.errors import InputTypeError
+from insitu.errors import InputTypeError, UsageError
 from insitu.events import Job
+from insitu.methods.axes import Axis
 from insitu.methods.result import Result
+from insitu.models.base import NNsight
 from insitu.models.diffusion import DiffusionModel
 from insitu.models.language import LanguageModel
 from insitu.twins.ledger import Ledger
+from insitu.widgets import tensors
 from insitu.widgets.attention_view import AttentionView
 from insitu.widgets.base import Widget
 from insitu.widgets.cache_inspector import CacheInspector
@@ -66,31 +71,70 @@ def show(thing: Any, **settings: Any) -> Widget:
 
     Raises:
         InputTypeError: there is no view of such a thing.
+        UsageError: its view takes no such setting.
     """
-    if "generate" in settings:
-        return _watch(thing, **settings)
-    if isinstance(thing, WrappedModule):
-        return tree(thing)
-    if isinstance(thing, Run):
-        return stepper(thing)
-    if isinstance(thing, Ledger):
-        return RunLedger(thing)
-    if isinstance(thing, Job):
-        return RemoteLog(thing, **settings)
-    if isinstance(thing, Sequence) and thing and all(isinstance(it, Job) for it in thing):
-        return JobDock(*thing)
-    if isinstance(thing, Source):
-        return SourceBrowser(thing)
-    if isinstance(thing, Result):
-        is_attention = thing.names[-2:] == ("query_pos", "key_pos") and len(thing.names) > 2
-        return AttentionView(thing) if is_attention else LensGrid(thing)
-    if isinstance(thing, (ActivationCache, Entry, Tensor, Mapping, Sequence)):
-        return CacheInspector(thing, **settings)
-    raise InputTypeError(
-        f"there is no view of {type(thing).__name__}.",
-        "models, caches, tensors and what methods return can be shown.",
-        "give one of those, or name a view: insitu.widgets.LensGrid.of(values, tokens=…).",
-    )
+    opener = _watch if "generate" in settings else _opener(thing)
+    if opener is None:
+        raise InputTypeError(
+            f"there is no view of {type(thing).__name__}{_without(thing)}.",
+            "models, caches, tensors and what methods return can be shown.",
+            "give one of those, or name a view: insitu.widgets.LensGrid.of(values, tokens=…).",
+        )
+    if opener is not _watch and (unknown := settings.keys() - _settings_of(opener)):
+        raise UsageError(
+            f"show() was given {', '.join(sorted(unknown))}, which a {type(thing).__name__} "
+            "does not take.",
+            f"it takes {', '.join(sorted(_settings_of(opener))) or 'nothing more'}.",
+            "leave it out, or name the view: insitu.widgets.",
+        )
+    return opener(thing, **settings)
+
+
+def _opener(thing: Any) -> Callable[..., Widget] | None:
+    if isinstance(thing, (list, tuple)) and not isinstance(thing, Job):
+        if thing and all(isinstance(it, Job) for it in thing):
+            return _dock
+        return CacheInspector if not thing or tensors.of(thing) else None
+    if hasattr(thing, "__array_interface__"):  # numpy's
+        return CacheInspector
+    return next((opener for kinds, opener in _OPENERS if isinstance(thing, kinds)), None)
+
+
+def _without(thing: Any) -> str:
+    return " without a tensor in it" if isinstance(thing, (list, tuple)) else ""
+
+
+def _settings_of(opener: Callable[..., Widget]) -> set[str]:
+    return set(list(inspect.signature(opener).parameters)[1:])
+
+
+def _dock(jobs: Sequence[Job]) -> JobDock:
+    return JobDock(*jobs)
+
+
+def _module(module: nn.Module) -> ModuleTree:
+    return tree(NNsight(module))
+
+
+def _result(result: Result) -> Widget:
+    """A grid; one axis is one row of it."""
+    if len(result.axes) == 1:
+        row = Axis("", [result.quantity])
+        result = replace(result, values=result.values[None], axes=(row, *result.axes), further={})
+    is_attention = result.names[-2:] == ("query_pos", "key_pos") and len(result.names) > 2
+    return AttentionView(result) if is_attention else LensGrid(result)
+
+
+_OPENERS: tuple[tuple[Any, Callable[..., Widget]], ...] = (
+    (WrappedModule, tree),
+    (nn.Module, _module),
+    (Run, stepper),
+    (Ledger, RunLedger),
+    (Job, RemoteLog),
+    (Source, SourceBrowser),
+    (Result, _result),
+    ((ActivationCache, Entry, Tensor, Mapping), CacheInspector),
+)
 
 
 def _watch(model: Any, generate: Any, **settings: Any) -> Widget:

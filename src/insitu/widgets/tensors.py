@@ -64,8 +64,8 @@ def of(given: Any) -> list[Named]:
         return list(_of_records(given._records))
     if isinstance(given, Entry):
         return list(_of_records({given._path: given._record}))
-    if isinstance(given, Tensor):
-        return [Named("tensor", 0, given)]
+    if isinstance(given, Tensor) or _is_array(given):
+        return [Named("tensor", 0, torch.as_tensor(given))]
     if isinstance(given, Mapping):
         parts = [(str(name), value) for name, value in given.items()]
     elif isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
@@ -78,11 +78,16 @@ def of(given: Any) -> list[Named]:
         )
     found: list[Named] = []
     for name, value in parts:
-        if isinstance(value, Tensor):
-            found.append(Named(name, 0, value))
+        if isinstance(value, Tensor) or _is_array(value):
+            found.append(Named(name, 0, torch.as_tensor(value)))
         else:
             found += _named(name, 0, value)
     return found
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is numpy's, or another's that torch can take as it is."""
+    return hasattr(value, "__array_interface__")
 
 
 def _of_records(records: Mapping[str, Any]) -> Iterator[Named]:

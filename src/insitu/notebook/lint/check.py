@@ -1,6 +1,7 @@
 """All rules over a cell: what is found, in the order of its lines.
 
-for finding in findings("%%trace model 'Hello'\\nh = model.lm_head.output\\nh = h * 2", ip.user_ns):
+cell = "%%trace model 'Hello'\\nh = model.h[0].output\\nh = h * 2\\nout = model.output"
+for finding in findings(cell, ip.user_ns):
     print(finding.what)
 
 Pure: the cell is parsed, names are looked up, nothing runs. A repair is offered only if the cell

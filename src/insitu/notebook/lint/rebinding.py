@@ -62,8 +62,7 @@ def _is_meant_as_edit(block: Block, statement: ast.stmt, name: str) -> bool:
         return is_fill and _mentions(value, name) == 1 and _asks_later(block, statement)
     if not _is_arithmetic(value, name):
         return False
-    others = [it for it in ast.walk(value) if isinstance(it, ast.Name) and it.id != name]
-    return not others or block.kind == "edit" or _asks_later(block, statement)
+    return block.kind == "edit" or _asks_later(block, statement)  # else it is a computation
 
 
 def _is_arithmetic(value: ast.expr, name: str) -> bool:
