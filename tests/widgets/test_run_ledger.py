@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from asking import value_of
 
 import insitu
@@ -66,6 +67,19 @@ def test_a_run_is_run_again_from_the_view(shell, capsys):
     ledger.add("raise RuntimeError('no such luck')")
     value_of(view, "again", number=again.number + 1)
     assert "no such luck" in view.trouble["what"]
+
+
+def test_a_run_draws_its_own_random_numbers_again(shell):
+    code = "%%trace model 'Once upon a time'\ndrawn = torch.rand(1).item()\nmodel.output"
+    shell.user_ns["torch"], drawn = torch, []
+    for _ in range(2):
+        shell.run_cell(code).raise_error()
+        drawn.append(shell.user_ns["drawn"])
+    assert drawn[0] != drawn[1]
+    view = RunLedger()
+    for number, expected in zip((1, 2), drawn, strict=True):
+        view.again(view.rows[-number][0], seeded=True)
+        assert shell.user_ns["drawn"] == expected
 
 
 def test_two_runs_are_compared_line_by_line_and_token_by_token(own):

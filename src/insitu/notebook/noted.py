@@ -16,8 +16,8 @@ from insitu.twins.ledger import ledger
 _DEMO = os.path.join("models", "demo", "checkpoint")
 
 
-def note(operands: Operands, request: Request, card: Card, run_s: float) -> None:
-    """Add a run to the ledger."""
+def note(operands: Operands, request: Request, card: Card, run_s: float, random: str) -> None:
+    """Add a run to the ledger; `random` is where torch's random numbers stood before it."""
     change = card.effects.change
     visits = [card.visits[it] for it in card.written]
     ledger.add(
@@ -29,6 +29,7 @@ def note(operands: Operands, request: Request, card: Card, run_s: float) -> None
         tokens=card.tokens,
         edits=tuple(f"{it.path}, line {it.line}: {it.written}" for it in visits),
         run_s=run_s,
+        random=random,
         bare_s=None if card.timing is None else card.timing.bare_s,
         moved=None if change is None else change.moved,
         top=() if change is None else tuple((it.text, it.probability) for it in change.after),

@@ -21,6 +21,7 @@ from insitu.notebook.forwards import Bare, CannotRepeatError
 from insitu.notebook.operands import Operands
 from insitu.notebook.recorder import Recorder
 from insitu.notebook.request import Request
+from insitu.twins import randomness
 
 _REPEATS = 7
 _PATIENCE_S = 2.0
@@ -36,6 +37,7 @@ class Session:
         self.capture = Capture()
         self.notes: list[str] = []
         self.obstacle = ""
+        self.random = randomness.now()
         self.tracer = self._tracer()
         self.tracer.watch = None if request.quiet else self.recorder
         kind = "trace" if operands.tokens is None else "generate"
@@ -62,7 +64,7 @@ class Session:
             timing=timing,
             notes=(*moved.notes, *self.notes),
         )
-        noted.note(operands, self.request, card, run_s - recorder.seconds)
+        noted.note(operands, self.request, card, run_s - recorder.seconds, self.random)
         return card
 
     def _tracer(self) -> Tracer:

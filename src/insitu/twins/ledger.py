@@ -46,6 +46,8 @@ class Entry:
     origin: str = ""
     """Where its weights are from."""
     seed: int = 0
+    random: str = ""
+    """Where torch's random numbers stood when it began (`twins.randomness`)."""
     tokens: int | None = None
     """How many tokens were to be generated; None for one forward."""
     edits: tuple[str, ...] = ()

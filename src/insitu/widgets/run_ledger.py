@@ -16,6 +16,7 @@ import torch
 import traitlets
 
 from insitu.errors import UsageError
+from insitu.twins import randomness
 from insitu.twins.ledger import (
     Entry,
     Ledger,
@@ -83,7 +84,7 @@ class RunLedger(Widget):
 
         Args:
             number: that of the run.
-            seeded: give torch the seed of that run first.
+            seeded: give torch the random numbers of that run again.
 
         Raises:
             UsageError: there is no notebook, or no such run.
@@ -96,7 +97,10 @@ class RunLedger(Widget):
                 f"print(view.code({number})) shows it.",
             )
         if seeded:
-            torch.manual_seed(entry.seed)
+            if entry.random:
+                randomness.restore(entry.random)
+            else:
+                torch.manual_seed(entry.seed)
         shell.run_cell(entry.code, store_history=True).raise_error()
 
     def code(self, number: int) -> str:
