@@ -42,7 +42,7 @@ class Captured:
     def __enter__(self):
         frame = sys._getframe(1)
         self.body = find_body(frame, "tracer.invoke")
-        self.names = Names(frame, self.body, list(self.trace.names))
+        self.names = Names(frame, self.body, self.trace.names[-1] if self.trace.names else None)
         self.skip = Skip(frame)
 
     def __exit__(self, kind, error, traceback):

@@ -348,6 +348,20 @@ def test_log_prints_at_once(net, x, capsys):
         assert capsys.readouterr().out == "norm 3\n"
 
 
+def test_a_trace_that_an_expression_computes_with_runs_at_once(net, x):
+    model, plain = NNsight(net), net(x)
+    rows = [
+        model.trace(x)[0],
+        model.trace(x) * 1,
+        *[model.trace(it) for it in [x]],
+        -model.trace(x),
+    ]
+    assert torch.equal(rows[0], plain[0])
+    assert torch.equal(rows[1], plain)
+    assert torch.equal(rows[2], plain)
+    assert torch.equal(rows[3], -plain)
+
+
 def test_a_trace_that_is_over_cannot_be_stopped(net, x):
     model = NNsight(net)
     with model.trace(x) as tracer:

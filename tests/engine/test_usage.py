@@ -57,6 +57,32 @@ def test_a_call_entered_by_a_with():
     assert a.how == b.how == named.how == "with"
 
 
+def test_a_call_whose_result_is_computed_with():
+    class Number(Used):
+        def __mul__(self, other):
+            return self.how
+
+        __rmul__ = __getitem__ = __mul__
+
+        def __iter__(self):
+            return iter([self.how])
+
+    one = two = 1
+    told = [Number() * 2, Number() * (one + two), 2 * Number(), Number()[0], Number()[one + two]]
+    (how,) = Number()
+    told += [how, *[it for it in Number()], f"{Number()}"[:0] or how]  # noqa: C416
+    assert set(told) == {"computed"}
+    assert set(seen) == {"computed"}
+
+
+def test_a_call_that_is_an_argument_may_yet_be_entered():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Used())
+    box = {"a": Used()}
+    assert box["a"].how == "other"
+    assert seen == ["other"] * 2
+
+
 def test_a_call_whose_result_is_stored():
     global stored_global
     local = Used()
@@ -93,7 +119,7 @@ def test_a_call_whose_result_is_used_otherwise():
     str(Used())
     a, b = Used(), 3  # noqa: F841
     [Used() for _ in range(1)]
-    assert seen == ["other"] * 5
+    assert seen == [*["other"] * 4, "computed"]
     del Used.attribute
 
 

@@ -9,7 +9,7 @@ put(value, part, joined.rows[1], is_batch)      # the value with its part replac
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,8 +28,7 @@ IsBatch = Callable[[Path, torch.Tensor], "bool | Split"]
 is a prompt's instead, such as its images."""
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """The rows of a batch that belong to one prompt, or several given together."""
 
     start: int
@@ -54,9 +53,8 @@ class Joined:
 def plan(sizes: Iterable[int]) -> tuple[Rows, ...]:
     """Rows for prompts of these sizes, in order."""
     sizes = list(sizes)
-    total = sum(sizes)
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return tuple(Rows(start, size, total) for start, size in zip(starts, sizes, strict=True))
+    ends = list(itertools.accumulate(sizes))
+    return tuple(Rows(end - size, size, ends[-1]) for end, size in zip(ends, sizes, strict=True))
 
 
 def join(calls: list[Call]) -> Joined:
@@ -82,8 +80,8 @@ def join(calls: list[Call]) -> Joined:
 def rows_of(call: Call) -> int:
     """How many rows a call has: the first dimension of its first tensor; 1 without one."""
     first = call[0][0] if call[0] else None
-    if isinstance(first, torch.Tensor) and first.dim():
-        return int(first.shape[0])
+    if isinstance(first, torch.Tensor) and (shape := first.shape):
+        return int(shape[0])
     for _, tensor in tensors(call):
         if tensor.dim():
             return int(tensor.shape[0])
@@ -103,9 +101,11 @@ def take(value: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
     """The same value with only these rows, in every tensor that has the batch's."""
     if isinstance(value, torch.Tensor):
         own = _own(value, rows, is_batch, path)
-        if isinstance(own, tuple):
-            return torch.cat([value.narrow(0, piece.start, piece.size) for piece in own])
-        return value if own is None else value.narrow(0, own.start, own.size)
+        if own is None:
+            return value
+        if isinstance(own, Rows):  # a slice costs two thirds of what narrow() does
+            return value[own.start : own.start + own.size]
+        return torch.cat([value[piece.start : piece.start + piece.size] for piece in own])
     return _rebuilt(value, {key: take(v, rows, is_batch, (*path, key)) for key, v in _parts(value)})
 
 
@@ -121,7 +121,7 @@ def put(
     if isinstance(value, torch.Tensor):
         own = _own(value, rows, is_batch, path)
         kept = part is given and part.requires_grad is value.requires_grad
-        if isinstance(own, tuple):
+        if own is not None and not isinstance(own, Rows):
             return _with_pieces(value, part, own, kept)
         if kept:
             return value
@@ -199,19 +199,20 @@ def _assembled(parts: Iterable[tuple[Rows, torch.Tensor]]) -> torch.Tensor:
 
 
 def _pieces(own: "Rows | tuple[Rows, ...] | None") -> tuple[Rows, ...]:
-    return own if isinstance(own, tuple) else () if own is None else (own,)
+    return () if own is None else (own,) if isinstance(own, Rows) else own
 
 
 def _own(
     value: torch.Tensor, rows: Rows, is_batch: IsBatch, path: Path
 ) -> "Rows | tuple[Rows, ...] | None":
     """The rows of a tensor that are one prompt's; None where it has no prompt's."""
-    if not value.dim():
+    shape = value.shape
+    if not shape:
         return None
     held = is_batch(path, value)
-    if isinstance(held, Mapping):
+    if not isinstance(held, bool):
         return held.get(rows.start)
-    return rows if held and value.shape[0] == rows.total else None
+    return rows if held and shape[0] == rows.total else None
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
@@ -259,17 +260,19 @@ def _cat(place: Any, values: list[Any], sizes: list[int]) -> Any:
 
 def _cat_tensors(place: Any, values: list[Any], sizes: list[int]) -> torch.Tensor:
     first: torch.Tensor = values[0]
+    shape, dtype = first.shape, first.dtype
+    holds_rows = bool(shape) and shape[0] == sizes[0]
     for number, (value, size) in enumerate(zip(values, sizes, strict=True), 1):
         if not isinstance(value, torch.Tensor):
             raise _unlike(number, f"{place!r}: {describe(first)} and {describe(value)}")
+        if holds_rows and size == sizes[0] and value.shape == shape and value.dtype is dtype:
+            continue
         has_rows = value.dim() > 0 and value.shape[0] == size
         if not has_rows and not (value.shape == first.shape and torch.equal(value, first)):
             raise _unlike(number, f"{place!r}: {describe(value)} has not {size} rows")
         if has_rows and (value.shape[1:] != first.shape[1:] or value.dtype != first.dtype):
             raise _unlike(number, f"{place!r}: {describe(first)} and {describe(value)}")
-    if not (first.dim() and first.shape[0] == sizes[0]):
-        return first
-    return torch.cat(values)
+    return torch.cat(values) if holds_rows else first
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -62,6 +62,8 @@ class BatchDims:
 
     def at(self, key: Any, side: int) -> IsBatch:
         """The question for one site."""
+        if self._known is None and self._apart is None:
+            return _always
         paths = None if self._known is None else self._known.get((key, side))
         of_prompts = _always if paths is None else lambda path, tensor: path in paths
         if self._apart is None:

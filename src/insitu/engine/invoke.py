@@ -12,41 +12,17 @@ trace's own block ends, or asks for something.
 """
 
 import sys
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from insitu.engine.batch import Call, Rows
 from insitu.engine.capture.bodies import Names, Skip, find_body
-from insitu.engine.capture.scope import Body, write_back
+from insitu.engine.capture.scope import close, write_back
 from insitu.engine.interleave import Pass
 from insitu.engine.lane import Lane
 from insitu.engine.lanes import Lanes
 from insitu.engine.running import active
 from insitu.errors import InputError, TraceError, UsageError
-
-
-class Captured:
-    """A captured body with the names it reads and writes."""
-
-    root: Any = None
-
-    def __init__(self, frame: FrameType, body: Body, earlier: list[Names]) -> None:
-        self.body = body
-        self.names = Names(frame, body, earlier=list(earlier))
-
-    def bind(self, value: Any) -> None:
-        """Assign the name after `as`."""
-        if self.body.target is not None:
-            self.names[self.body.target] = value
-
-    def run(self, lane: Lane) -> None:
-        """Run the body, waiting for names that earlier bodies assign."""
-        self.names.wait = lane.wait_for_name
-        self.body.run(self.names)
-
-    def name_is_due(self, name: str) -> bool:
-        """Whether a name that an earlier body is to assign has been assigned."""
-        return self.names.is_due(name)
 
 
 class Pending(Protocol):
@@ -67,17 +43,17 @@ class Bodies:
     def __init__(self, run: Pass) -> None:
         self.run = run
         self.lanes = Lanes(run)
-        self.names: list[Names] = []
+        self.latest: Names | None = None
+        """The names of the body that was written last; those inside other bodies do not count."""
+        self._names: list[Names] = []
         self._nested: list[Names] = []
         self._given: list[tuple[Lane, Call]] = []
         self._pending: Pending | None = run.call if run.call.pending else None
         run.lanes, run.both = self.lanes, True
         run.prepare = self._prepare
 
-    def refuse(self, call: Call) -> None:
-        """Raise if no invoke with this input can be taken any more."""
-        if not (call[0] or call[1]):
-            return
+    def refuse(self) -> None:
+        """Raise if no invoke with an input can be taken any more."""
         if self._pending is None:
             raise InputError(
                 "invoke() was given an input, and so was the trace around it.",
@@ -91,22 +67,24 @@ class Bodies:
                 "write every invoke before, and outside, code that asks for a value.",
             )
 
-    def take(self, body: Captured, call: Call) -> None:
+    def take(self, body: "Invoke", names: Names, call: Call) -> None:
         """One invoke more."""
-        within = isinstance(active.get(), Lane)
-        (self._nested if within else self.names).append(body.names)
+        if isinstance(active.get(), Lane):
+            self._nested.append(names)
+        else:
+            self._names.append(names)
+            self.latest = names
         lane = self.lanes.add(body)
         if call[0] or call[1]:
             self._given.append((lane, call))
 
     def write_back(self) -> None:
         """Assign in the callers' frames what the bodies assigned."""
-        write_back((*reversed(self._nested), *self.names))
+        write_back((*reversed(self._nested), *self._names))
 
     def close(self) -> None:
         """The bodies have run for the last time."""
-        for names in (*self._nested, *self.names):
-            names.close()
+        close((*self._nested, *self._names))
 
     def _prepare(self, run: Pass) -> None:
         self.lanes.begin()
@@ -125,15 +103,19 @@ class Bodies:
 class Invoke:
     """`tracer.invoke(...)`: one prompt, or several, and the body that sees their rows."""
 
+    root: Any = None
+
     def __init__(self, bodies: Bodies, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._bodies = bodies
         self._call = (args, kwargs)
 
     def __enter__(self) -> "Invoke":
         frame = sys._getframe(1)
-        self._bodies.refuse(self._call)
-        body = find_body(frame, "tracer.invoke")
-        self._captured = Captured(frame, body, self._bodies.names)
+        bodies = self._bodies
+        if self._call[0] or self._call[1]:
+            bodies.refuse()
+        self._body = body = find_body(frame, "tracer.invoke")
+        self._names = Names(frame, body, bodies.latest)
         self._skip = Skip(frame)
         return self
 
@@ -145,10 +127,19 @@ class Invoke:
     ) -> bool:
         if not self._skip.swallow(error):
             return False
-        captured = self._captured
-        captured.bind(self)
-        self._bodies.take(captured, self._call)
+        if self._body.target is not None:
+            self._names[self._body.target] = self
+        self._bodies.take(self, self._names, self._call)
         return True
+
+    def run(self, lane: Lane) -> None:
+        """Run the body, waiting for names that earlier bodies assign."""
+        self._names.wait = lane.wait_for_name
+        self._body.run(self._names)
+
+    def name_is_due(self, name: str) -> bool:
+        """Whether a name that an earlier body is to assign has been assigned."""
+        return self._names.is_due(name)
 
 
 class Barrier:

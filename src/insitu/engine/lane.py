@@ -21,7 +21,7 @@ from insitu.engine.arming import Node
 from insitu.engine.batch import Rows, put, take
 from insitu.engine.batch_dims import BatchDims
 from insitu.engine.interleave import Pass
-from insitu.engine.modes import swap
+from insitu.engine.modes import Modes, swap
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.running import active
 from insitu.engine.switch import Exit, Greenlet, Worker, acquire, getcurrent, release
@@ -50,6 +50,8 @@ class Table(Protocol):
     run: Pass
     over: bool
     skips: dict[Any, list[tuple[misses.Read, Any, Any]]]
+    standing: tuple[int, Any] | None
+    """The site where bodies now have their turn."""
 
     def dims(self) -> BatchDims:
         """Which tensors hold the batch."""
@@ -137,7 +139,8 @@ class Lane:
 
     def read_output(self, node: Node, key: Any, depth: int = 2) -> Any:
         """Wait for what a module returns: these rows of it."""
-        key = self._armed(node, key)
+        if key not in self.run.inputs:
+            key = self._arm(node)
         self._ask(node, key, OUTPUT, depth)
         if self.at_output is not key:
             raise self._missed(node, OUTPUT)
@@ -147,16 +150,15 @@ class Lane:
         """Wait for a call's arguments; they stay readable at the module's output."""
         key = node._module
         if key is not self.at_input and key is not self.at_output:
-            key = self._armed(node, key)
+            if key not in self.run.inputs:
+                key = self._arm(node)
             self._ask(node, key, INPUT, depth)
             if self.at_input is not key:
                 raise self._missed(node, INPUT)
         elif not self.sliced:
             self.sliced = True
             call = brought.whole((self.args, self.kwargs))
-            if self.rows is not None:
-                call = take(call, self.rows, self._dims().at(key, INPUT))
-            self.args, self.kwargs = call
+            self.args, self.kwargs = self._mine(call, key, INPUT)
         return self.args, self.kwargs
 
     def write_inputs(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -168,7 +170,7 @@ class Lane:
 
     def skip(self, node: Node, value: Any) -> None:
         """Let the module's next call return `value` in these rows without computing them."""
-        key = self._armed(node, node._module)
+        key = node._module if node._module in self.run.inputs else self._arm(node)
         passed = key is not self.at_input and self.lanes.has_passed(key, INPUT)
         if passed and self.lanes.is_gone(node, INPUT):
             raise misses.skipped_too_late(node)
@@ -199,27 +201,29 @@ class Lane:
             return result
         if (result_of := getattr(self.run.call, "result_of", None)) is not None:
             return result_of(result, self.rows)
-        return take(result, self.rows, self._dims().at(self.run.whole, OUTPUT))
+        return self._mine(result, self.run.whole, OUTPUT)
 
     def tap(self, node: Node, callback: Callable[..., None]) -> None:
         """Have a callback told of every call of a module, with these rows of it."""
         self.run.tap(
             node,
             lambda args, kwargs, output: callback(
-                *self._mine((args, kwargs), node, INPUT), self._mine(output, node, OUTPUT)
+                *self._mine((args, kwargs), node._module, INPUT),
+                self._mine(output, node._module, OUTPUT),
             ),
         )
 
     def tap_input(self, node: Node, callback: Callable[..., None]) -> None:
         """Have a callback told what each call of a module is made with in these rows."""
         self.run.tap_input(
-            node, lambda args, kwargs: callback(*self._mine((args, kwargs), node, INPUT))
+            node, lambda args, kwargs: callback(*self._mine((args, kwargs), node._module, INPUT))
         )
 
-    def _mine(self, value: Any, node: Node, kind: int) -> Any:
+    def _mine(self, value: Any, key: Any, kind: int) -> Any:
+        """These rows of what a site holds."""
         if self.rows is None:
             return value
-        return take(value, self.rows, self._dims().at(node._module, kind))
+        return take(value, self.rows, self.lanes.dims().at(key, kind))
 
     def wait_for_name(self, name: str) -> None:
         """Wait until an earlier body has assigned a name, or can no longer do so."""
@@ -231,25 +235,24 @@ class Lane:
         if not self.lanes.over:
             self._wait(AT_BARRIER, barrier)
 
-    def _dims(self) -> BatchDims:
-        return self.lanes.dims()
-
-    def _armed(self, node: Node, key: Any) -> Any:
+    def _arm(self, node: Node) -> Any:
         if self.run.closed:
             raise misses.pass_is_over(self.run)
-        return key if key in self.run.inputs else self.run.arm_input(node)
+        return self.run.arm_input(node)
 
     def _ask(self, node: Node, key: Any, kind: int, depth: int) -> None:
         frame = _getframe(depth + 1)
         self.trail.append((node, kind, frame.f_code, frame.f_lasti))
-        if self.lanes.over:
+        lanes = self.lanes
+        if lanes.over:
             self.at_output = self.at_input = None
             return
-        if self.lanes.has_passed(key, kind) and self.lanes.is_gone(node, kind):
+        if lanes.standing and lanes.has_passed(key, kind) and lanes.is_gone(node, kind):
             raise self._missed(node, kind)
-        over, self.calls_over = self.calls_over, 0
-        for _ in range(over + 1):
+        while self.calls_over:
+            self.calls_over -= 1
             self._wait(kind, key)
+        self._wait(kind, key)
 
     def pass_over(self, calls: int) -> None:
         """Let the next read be of a call beyond so many others."""
@@ -257,7 +260,7 @@ class Lane:
 
     def to_call(self, node: Node, count: int) -> bool:
         """Wait for the arguments of a module's next call but `count - 1`; False without one."""
-        key = self._armed(node, node._module)
+        key = node._module if node._module in self.run.inputs else self._arm(node)
         for _ in range(count):
             if self.lanes.over:
                 return False
@@ -277,42 +280,47 @@ class Lane:
 
     # The model's side ------------------------------------------------------------------------
 
-    def stand_at_output(self, key: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    def stand_at_output(self, key: Any, args: Any, kwargs: Any, output: Any, modes: Modes) -> Any:
         """Let the body have what a module returned; give what it leaves there."""
         rows = self.rows
-        given = output if rows is None else take(output, rows, self._dims().at(key, OUTPUT))
-        self.at_output, self.args, self.kwargs, self.value = key, args, kwargs, given
-        self.sliced = False
-        self._tell(OUTPUT, given)
-        self.go()
+        if rows is None:
+            return self._left_at_output(key, args, kwargs, output, modes)
+        dims = self.lanes.dims()
+        is_batch = dims.at(key, OUTPUT)
+        given = take(output, rows, is_batch)
+        value = self._left_at_output(key, args, kwargs, given, modes)
+        if value is given and not dims.in_pieces and not _begins_a_graph(given, output):
+            return output
+        return put(output, value, rows, is_batch, (), given)
+
+    def _left_at_output(self, key: Any, args: Any, kwargs: Any, value: Any, modes: Modes) -> Any:
+        self.at_output = key
+        self.args, self.kwargs, self.sliced = args, kwargs, False
+        self.value = value
+        if self.run.watch is not None:
+            self._tell(OUTPUT, value)
+        self.go(modes)
         value, self.value = self.value, None
         self.at_output = self.args = self.kwargs = None
-        if value is given and not _begins_a_graph(given, output) and not self._has_a_copy():
-            return output
-        return (
-            value
-            if rows is None
-            else put(output, value, rows, self._dims().at(key, OUTPUT), (), given)
-        )
+        return value
 
-    def stand_at_input(self, key: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def stand_at_input(self, key: Any, args: Any, kwargs: Any, modes: Modes) -> tuple[Any, Any]:
         """Let the body have a call's arguments; give those to call with."""
-        rows, call = self.rows, (args, kwargs)
-        given = call if rows is None else take(call, rows, self._dims().at(key, INPUT))
+        call, rows = (args, kwargs), self.rows
+        given = self._mine(call, key, INPUT)
         self.at_input, (self.args, self.kwargs) = key, given
         self.sliced = True
-        self._tell(INPUT, given)
-        self.go()
+        if self.run.watch is not None:
+            self._tell(INPUT, given)
+        self.go(modes)
         left, self.args, self.kwargs, self.at_input = (self.args, self.kwargs), None, None, None
-        if left[0] is given[0] and left[1] is given[1] and not self._has_a_copy():
+        if rows is None:
+            return left
+        dims = self.lanes.dims()
+        if left[0] is given[0] and left[1] is given[1] and not dims.in_pieces:
             return call
-        return (
-            left if rows is None else put(call, left, rows, self._dims().at(key, INPUT), (), given)
-        )
-
-    def _has_a_copy(self) -> bool:
-        """Whether the body may have been given a copy, whose edits are still to be copied back."""
-        return self.rows is not None and self._dims().in_pieces
+        changed: tuple[Any, Any] = put(call, left, rows, dims.at(key, INPUT), (), given)
+        return changed
 
     def _tell(self, kind: int, value: Any) -> None:
         watch = self.run.watch
@@ -320,9 +328,14 @@ class Lane:
             node, line = self.trail[-1][0], misses.line(self.trail[-1])
             watch.arrived(node, kind, value, line, max(self.run.step, 0))
 
-    def go(self) -> None:
-        """Let the body run until it waits for something, or ends."""
-        back_modes = swap(self.modes)
+    def go(self, modes: Modes) -> None:
+        """Let the body run until it waits for something, or ends.
+
+        Args:
+            modes: those in force, which are so again afterwards.
+        """
+        if self.modes is not modes:
+            swap(self.modes)
         self.back = getcurrent()
         try:
             if self.worker is None:
@@ -331,7 +344,7 @@ class Lane:
             else:
                 self.worker.switch()
         finally:
-            self.modes = swap(back_modes)
+            self.modes = swap(modes)
         watch = self.run.watch
         if watch is not None and (self.at_output is not None or self.at_input is not None):
             watch.leaving(self.value if self.at_output is not None else (self.args, self.kwargs))

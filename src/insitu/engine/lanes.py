@@ -22,6 +22,7 @@ from insitu.engine.batch import put, stack
 from insitu.engine.batch_dims import BatchDims
 from insitu.engine.interleave import Pass
 from insitu.engine.lane import AT_BARRIER, AT_NAME, AT_STEP, Body, Lane
+from insitu.engine.modes import Modes, current
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.reachable import may_come_again
 
@@ -39,7 +40,7 @@ class Lanes:
         """Those whose call is under way; what is asked for meanwhile is for the next one."""
         self.over = False
         self._parked: list[Lane] = []
-        self._standing: tuple[int, Any] | None = None
+        self.standing: tuple[int, Any] | None = None
         self._dims: BatchDims | None = None
 
     # What lanes ask --------------------------------------------------------------------------
@@ -49,7 +50,7 @@ class Lanes:
         lane = Lane(self, body, len(self.all), None)
         self.all.append(lane)
         if self.run.started:
-            self._go(lane)
+            self._go(lane, current())
         return lane
 
     def dims(self) -> BatchDims:
@@ -62,28 +63,35 @@ class Lanes:
     def note(self, lane: Lane, kind: int, what: Any) -> None:
         """A lane is about to wait."""
         lane.waits = (kind, what)
-        if kind in (OUTPUT, INPUT):
-            waiting = (self.inputs if kind == INPUT else self.outputs).setdefault(what, [])
-            insort(waiting, lane, key=_index)
+        if kind == OUTPUT:
+            waiting = self.outputs.setdefault(what, [])
+        elif kind == INPUT:
+            waiting = self.inputs.setdefault(what, [])
         elif kind in (AT_NAME, AT_BARRIER):
-            insort(self._parked, lane, key=_index)
+            waiting = self._parked
+        else:
+            return
+        if waiting and waiting[-1].index > lane.index:
+            insort(waiting, lane, key=_index)
+        else:
+            waiting.append(lane)
 
     def has_passed(self, key: Any, kind: int) -> bool:
         """Whether, by the order learned, a site does not come again."""
         run = self.run
-        if self._standing is None or self._standing == (kind, key) or run.stepping:
+        if self.standing is None or self.standing == (kind, key) or run.stepping:
             return False
         if run.observation is not None:
             seen = run.observation
             return seen.has_entered(key) if kind == INPUT else seen.has_left(key)
-        here, there = run.single.get(self._standing[1]), run.single.get(key)
-        return here is not None and there is not None and there[kind] < here[self._standing[0]]
+        here, there = run.single.get(self.standing[1]), run.single.get(key)
+        return here is not None and there is not None and there[kind] < here[self.standing[0]]
 
     def is_gone(self, node: Node, kind: int) -> bool:
         """Whether that is certain."""
-        assert self._standing is not None
+        assert self.standing is not None
         frame = self.run.worker.gr_frame if self.run.worker is not None else None
-        return frame is not None and not may_come_again(node, kind, self._standing, frame)
+        return frame is not None and not may_come_again(node, kind, self.standing, frame)
 
     def at_barrier(self, barrier: Any) -> int:
         """How many lanes wait at a barrier."""
@@ -93,36 +101,40 @@ class Lanes:
 
     def begin(self) -> None:
         """Let every lane run until it waits for something; they may add others."""
+        modes = current()
         for lane in self.all:
-            self._go(lane)
+            self._go(lane, modes)
 
     def at_output(self, key: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """A module has returned: every lane that waits for it has its turn."""
-        before, self._standing = self._standing, (OUTPUT, key)
-        call = object()
+        before, self.standing = self.standing, (OUTPUT, key)
+        call, modes = object(), current()
         while (lane := self._next(self.outputs, key, call)) is not None:
-            output = lane.stand_at_output(key, args, kwargs, output)
-            self._let_go()
-        self._standing = before
+            output = lane.stand_at_output(key, args, kwargs, output, modes)
+            if self._parked:
+                self._let_go(modes)
+        self.standing = before
         return output
 
     def at_input(self, key: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """A module is called: every lane that waits for its arguments has its turn."""
-        before, self._standing = self._standing, (INPUT, key)
-        call = object()
+        before, self.standing = self.standing, (INPUT, key)
+        call, modes = object(), current()
         while (lane := self._next(self.inputs, key, call)) is not None:
-            args, kwargs = lane.stand_at_input(key, args, kwargs)
-            self._let_go()
-        self._standing = before
+            args, kwargs = lane.stand_at_input(key, args, kwargs, modes)
+            if self._parked:
+                self._let_go(modes)
+        self.standing = before
         return args, kwargs
 
     def _next(self, waiting: dict[Any, list[Lane]], key: Any, call: object) -> Lane | None:
         """The first lane that waits for a site and has not had its turn in this call of it."""
-        for lane in waiting.get(key, ()):
+        here = waiting.get(key, [])
+        for lane in here:
             if lane.served is not call and not lane.muted:
                 lane.served = call
-                waiting[key].remove(lane)
-                if not waiting[key]:
+                here.remove(lane)
+                if not here:
                     del waiting[key]
                 lane.waits = None
                 return lane
@@ -135,7 +147,7 @@ class Lanes:
             kind, site = lane.waits or (None, None)
             if step > 0 and kind in (OUTPUT, INPUT) and site not in beside:
                 lane.overrun = True
-                self._go(lane)
+                self._go(lane, current())
         self._resume(lambda kind, what: kind == AT_STEP and what <= step)
 
     def end_steps(self) -> None:
@@ -147,7 +159,7 @@ class Lanes:
         self.over = True
         for lane in self.all:
             while not lane.ended:
-                self._go(lane)
+                self._go(lane, current())
         if self.skips:
             raise misses.skip_never_used(next(iter(self.skips.values()))[0][0])
 
@@ -198,13 +210,14 @@ class Lanes:
     def _resume(self, chosen: Callable[[int, Any], bool]) -> None:
         for lane in self.all:
             if lane.waits is not None and chosen(*lane.waits):
-                self._go(lane)
+                self._go(lane, current())
 
-    def _go(self, lane: Lane) -> None:
+    def _go(self, lane: Lane, modes: Modes) -> None:
         if lane.waits is not None:
             self._forget(lane, *lane.waits)
-        lane.go()
-        self._let_go()
+        lane.go(modes)
+        if self._parked:
+            self._let_go(modes)
 
     def _forget(self, lane: Lane, kind: int, what: Any) -> None:
         lane.waits = None
@@ -213,7 +226,7 @@ class Lanes:
         elif kind in (AT_NAME, AT_BARRIER):
             self._parked.remove(lane)
 
-    def _let_go(self) -> None:
+    def _let_go(self, modes: Modes) -> None:
         """Resume lanes whose barrier has opened or whose name has been assigned."""
         while self._parked:
             lane = next(filter(self._may_go, self._parked), None)
@@ -221,7 +234,7 @@ class Lanes:
                 return
             self._parked.remove(lane)
             lane.waits = None
-            lane.go()
+            lane.go(modes)
 
     def _may_go(self, lane: Lane) -> bool:
         assert lane.waits is not None

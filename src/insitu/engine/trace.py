@@ -8,13 +8,13 @@ print(h.shape, logits.shape)
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Unpack
 
 from torch import nn
 
-from insitu.engine import backward_call, misses, steps
+from insitu.engine import backward_call, misses, said, steps
 from insitu.engine.beside import Watcher
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.options import Options as CacheOptions
@@ -242,10 +242,13 @@ class Tracer:
         """A place where `count` invokes wait for each other: call it in each of them."""
         return Barrier(self._captured().lanes, count)
 
-    def log(self, *values: Any) -> None:
-        """Print values, now; from a block that runs on a server they come to this terminal."""
+    def log(self, *values: Any, tags: Iterable[str] | str = ()) -> None:
+        """Print values, now; from a block that runs on a server they come to this terminal.
+
+        The log of a job can be filtered by their tags: `tags="train"`, `tags=("loss", "warning")`.
+        """
         if not self.quiet:
-            print(*values)
+            said.say(values, tags)
 
     def _running(self) -> Any:
         """This trace's pass, or the lane of the captured body that asks."""
@@ -283,4 +286,4 @@ def _is_entered(frame: FrameType) -> bool:
         return enters_later(frame, name)
     if use == "attribute":
         return hasattr(Tracer, name)
-    return use not in ("discarded", "shown")
+    return use not in ("computed", "discarded", "shown")

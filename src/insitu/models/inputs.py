@@ -64,8 +64,9 @@ class Given:
     @property
     def is_prompted(self) -> bool:
         """Whether there is something to run on."""
-        by_name = any(name in self.inputs for name in (*IDS, "decoder_input_ids"))
-        return self.prompt is not None or by_name
+        if self.prompt is not None:
+            return True
+        return any(name in self.inputs for name in (*IDS, "decoder_input_ids"))
 
 
 def told_apart(
@@ -126,12 +127,12 @@ def encode(method: str, prompt: Any, tokenizer: Any, settings: dict[str, Any]) -
 def _encoded(method: str, prompt: Any, tokenizer: Any, settings: dict[str, Any]) -> Batch:
     if isinstance(prompt, str):
         return _texts([prompt], tokenizer, settings)
+    if isinstance(prompt, torch.Tensor):
+        return _of_ids(method, prompt)
     if _is_message(prompt):
         return _chats([[prompt]], tokenizer, settings)
     if isinstance(prompt, Mapping) and any(prompt.get(name) is not None for name in IDS):
         return tensors_of({k: v for k, v in prompt.items() if v is not None}, tokenizer)
-    if isinstance(prompt, torch.Tensor):
-        return _of_ids(method, prompt)
     if hasattr(prompt, "tolist"):  # an array
         prompt = prompt.tolist()
     encoded = _of_list(list(prompt), tokenizer, settings) if _is_list(prompt) else None

@@ -14,7 +14,7 @@ import torch
 def now() -> str:
     """The state of the CPU's generator, and of each CUDA device's where CUDA is in use."""
     states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states += torch.cuda.get_rng_state_all()
     return " ".join(base64.b64encode(bytes(state.tolist())).decode() for state in states)
 

@@ -34,7 +34,8 @@ def assign(frame: FrameType, changed: Mapping[str, Any], deleted: Iterable[str])
     own = frame.f_locals
     own.update(changed)
     gone = [name for name in deleted if name in own]
-    own.update(dict.fromkeys(gone))
+    if gone:
+        own.update(dict.fromkeys(gone))
     if WRITES_THROUGH:
         return
     if UNBINDS:

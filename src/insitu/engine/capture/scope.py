@@ -1,6 +1,6 @@
 """The names a captured body runs in: it reads and writes its caller's, as plain code would.
 
-    names = Names(frame, body, earlier=[of the bodies written before])
+    names = Names(frame, body, before=names_of_the_body_written_before)
     body.run(names)
     names.write_back()
     names.close()
@@ -14,7 +14,7 @@ variable is that of its round); the caller's own, as it is now; a global of the 
 import builtins
 import contextlib
 import dis
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
@@ -141,11 +141,11 @@ class Names(dict[str, Any]):
     """The globals and locals of a captured body; the dict itself holds what the body stores."""
 
     __slots__ = (
-        "_before", "_begun", "_body", "_frame", "_frozen", "_home", "_lent", "_place", "_seen",
-        "earlier", "ended", "wait",
+        "_awaited", "_before", "_begun", "_body", "_frame", "_frozen", "_home", "_lent", "_place",
+        "_seen", "ended", "wait",
     )  # fmt: skip
 
-    def __init__(self, frame: FrameType, body: Body, earlier: Sequence["Names"] = ()) -> None:
+    def __init__(self, frame: FrameType, body: Body, before: "Names | None" = None) -> None:
         self._home = home = frame.f_globals
         self["__builtins__"] = frame.f_builtins
         self["__name__"] = home.get("__name__")
@@ -157,10 +157,10 @@ class Names(dict[str, Any]):
         self._seen = self._frozen = {name: own[name] for name in body.local if name in own}
         self._lent: dict[str, Any] = {}
         self._begun = self.ended = False
-        self._before: frozenset[str] = _NOTHING
-        if earlier:
-            self._before = earlier[-1]._before | earlier[-1]._body.stored
-        self.earlier = earlier
+        self._before = before
+        self._awaited: frozenset[str] = (
+            _NOTHING if before is None else before._awaited | before._body.stored
+        )
         self.wait: Callable[[str], None] | None = None
         """Called with a name that an earlier body stores and has not stored yet."""
 
@@ -173,7 +173,7 @@ class Names(dict[str, Any]):
         names._home = names._place = {**own, **values}
         names._body, names._frame, names.wait = body, None, None
         names._seen, names._frozen, names._lent = {}, {}, {}
-        names._before, names.earlier = _NOTHING, ()
+        names._before, names._awaited = None, _NOTHING
         names._begun = names.ended = False
         return names
 
@@ -182,7 +182,7 @@ class Names(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         if name in self._lent:  # it was here: the body has deleted it
             raise KeyError(name)
-        if name in self._before and (found := self._of_earlier(name)) is not _MISSING:
+        if name in self._awaited and (found := self._of_earlier(name)) is not _MISSING:
             return found
         if name in self._frozen:
             return self._frozen[name]
@@ -215,11 +215,13 @@ class Names(dict[str, Any]):
     def _storing(self, name: str) -> list["Names"]:
         """The earlier bodies whose word on a name counts here, the latest first."""
         found: list[Names] = []
-        for names in reversed(self.earlier):
+        names = self._before
+        while names is not None:
             if names._place is self._place and names.stores(name):
                 if name in self._body.names and not self._saw_the_same(names, name):
                     break  # the caller has assigned it between the two
                 found.append(names)
+            names = names._before
         return found
 
     def _saw_the_same(self, other: "Names", name: str) -> bool:
@@ -263,32 +265,31 @@ class Names(dict[str, Any]):
 
     def _write_outside(self) -> tuple[dict[str, Any], list[str]]:
         """The same outside of functions; for one, what to assign and to delete in its frame."""
-        body, home, lent = self._body, self._home, self._lent
-        if not lent and len(self) == _OWN:
-            return {}, []
-        changed = {
-            name: value
-            for name, value in self.items()
-            if name not in _OURS and (name not in lent or lent[name] is not value)
-        }
-        deleted = [name for name in lent if name not in self]
+        body, lent = self._body, self._lent
         own: dict[str, Any] = {}
-        gone: list[str] = []
-        place = self._place
-        if body.in_function:
-            own = {name: value for name, value in changed.items() if name in body.local}
-            gone = [name for name in deleted if name in body.local]
-            changed = {n: v for n, v in changed.items() if n in body.stored and n not in own}
-            deleted = [name for name in deleted if name not in gone]
-            place = home
-        for name, value in changed.items():
-            (home if self._is_global(name) else place)[name] = value
+        if not lent and len(self) == _OWN:
+            return own, []
+        of_frame = body.local if body.in_function else _NOTHING
+        for name, value in self.items():
+            if name in _OURS or (lent and lent.get(name, _MISSING) is value):
+                continue
+            if name in of_frame:
+                own[name] = value
+            elif not body.in_function or name in body.stored:
+                self._outside(name)[name] = value
+        if not lent:
+            return own, []
+        deleted = [name for name in lent if name not in self]
         for name in deleted:
-            (home if self._is_global(name) else place).pop(name, None)
-        return own, gone
+            if name not in of_frame:
+                self._outside(name).pop(name, None)
+        return own, [name for name in deleted if name in of_frame]
 
-    def _is_global(self, name: str) -> bool:
-        return name in self._body.names and name not in self._body.local
+    def _outside(self, name: str) -> Any:
+        """Where a name of the caller's is kept that is not in a function's frame."""
+        body = self._body
+        is_global = name in body.names and name not in body.local
+        return self._home if body.in_function or is_global else self._place
 
     # Beginning and end -----------------------------------------------------------------------
 
@@ -302,7 +303,7 @@ class Names(dict[str, Any]):
         if not body.in_function:
             now = self._place
             self._frozen = {n: v for n, v in seen.items() if n not in now or now[n] is not v}
-        elif self._frame is not None and not body.cells.isdisjoint(seen):
+        elif body.cells and self._frame is not None and not body.cells.isdisjoint(seen):
             now = self._frame.f_locals
             self._frozen = {
                 n: v
@@ -312,7 +313,7 @@ class Names(dict[str, Any]):
         for name in body.lent:
             self._lend(name)
         for name in body.deletes:  # what cannot be found in the dict cannot be deleted from it
-            if name not in self._before or not self._storing(name):
+            if name not in self._awaited or not self._storing(name):
                 self._lend(name)
 
     def _lend(self, name: str) -> None:
@@ -322,30 +323,35 @@ class Names(dict[str, Any]):
 
     def fresh(self) -> "Names":
         """The same names for another run, later, when the caller has gone on."""
-        self._let_go()
+        if (frame := self._leave()) is not None:
+            release(frame)
         names = Names.__new__(Names)
         names._home, names._place, names._body = self._home, self._place, self._body
         names._seen = names._frozen = self._seen
         names._lent, names._frame, names.wait = {}, None, None
-        names._before, names.earlier = _NOTHING, ()
+        names._before, names._awaited = None, _NOTHING
         names._begun = names.ended = False
         names.update(self)
         return names
 
     def close(self) -> None:
         """The body has run for the last time. Functions it has left behind see what is now."""
-        self._let_go()
-        if not self._body.in_function:
-            for name in [name for name in self if name not in _OURS]:
-                self.pop(name)
-            self._frozen = self._lent = {}
+        close((self,))
 
-    def _let_go(self) -> None:
+    def _empty(self) -> None:
+        for name in [name for name in self if name not in _OURS]:
+            self.pop(name)
+        self._frozen = self._lent = {}
+
+    def _leave(self) -> FrameType | None:
+        """Forget the caller, and give its frame if it is a function's."""
         frame, self._frame = self._frame, None
-        self.earlier, self._before, self.wait = (), _NOTHING, None
-        if frame is not None and self._body.in_function:
-            self._place = None
-            release(frame)
+        self._before = self.wait = None
+        self._awaited = _NOTHING
+        if frame is None or not self._body.in_function:
+            return None
+        self._place = None
+        return frame
 
 
 def write_back(bodies: Iterable[Names]) -> None:
@@ -363,8 +369,24 @@ def write_back(bodies: Iterable[Names]) -> None:
         for name in gone:
             changed.pop(name, None)
             deleted[name] = None
-        for name in own:
-            deleted.pop(name, None)
+        if deleted:
+            for name in own:
+                deleted.pop(name, None)
         changed.update(own)
     for frame, changed, deleted in frames.values():
         assign(frame, changed, deleted)
+
+
+def close(bodies: Iterable[Names]) -> None:
+    """Several bodies have run for the last time.
+
+    What a function's frame holds of its names is let go of once for all of them.
+    """
+    frames = set()
+    for names in bodies:
+        if not names._body.in_function:
+            names._empty()
+        if (frame := names._leave()) is not None:
+            frames.add(frame)
+    for frame in frames:
+        release(frame)

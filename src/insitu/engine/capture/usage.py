@@ -19,6 +19,15 @@ _PASSES = ("NOP", "CACHE", "EXTENDED_ARG")
 _JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 _DUPLICATES = ("COPY", 1)
 _PRINTS = ("CALL_INTRINSIC_1", 1)
+_COMPUTES = ("BINARY_OP", "BINARY_SUBSCR", "COMPARE_OP", "CONTAINS_OP")
+_COMPUTES_ALONE = (
+    *("FORMAT_SIMPLE", "FORMAT_VALUE", "GET_ITER", "LIST_APPEND", "UNARY_INVERT", "UNARY_NEGATIVE"),
+    *("UNARY_NOT", "UNPACK_SEQUENCE"),
+)
+_LOADS = {
+    **dict.fromkeys(("LOAD_CONST", "LOAD_DEREF", "LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_NAME"), 1),
+    "LOAD_FAST_LOAD_FAST": 2,
+}
 
 
 def returns_to(frame: FrameType) -> str:
@@ -26,8 +35,9 @@ def returns_to(frame: FrameType) -> str:
 
     Returns:
         "with", "stored:name", "attribute:name", "discarded", "shown" (the last expression of a
-        cell), "returned", or "other" (an argument, an element, …). A value stored on its way into
-        a `with` is "with".
+        cell), "computed" (an operand, the base of an index, an iterable, an
+        element of a comprehension), "returned", or "other" (an
+        argument, an element, …). A value stored on its way into a `with` is "with".
     """
     found = known.get(id(frame.f_code))
     use = None if found is None else found.uses.get(frame.f_lasti)
@@ -58,14 +68,22 @@ def is_called_at_once(frame: FrameType) -> bool:
 
 def _use(code: CodeType, at: int) -> str:
     steps = {step.offset: step for step in dis.get_instructions(code)}
-    stored = ""
+    stored, above = "", 0  # values on the stack that came after it
     offset = at + 2
     while offset <= max(steps):
         step = steps.get(offset)
         offset += 2
         if step is None or step.opname in _PASSES or (step.opname, step.arg) == _DUPLICATES:
             continue
-        if step.opname in _JUMPS:
+        if not stored and step.opname in _LOADS:
+            above += _LOADS[step.opname]
+        elif step.opname in _COMPUTES and above <= 1:
+            return "computed"
+        elif above:
+            if step.opname not in _COMPUTES:
+                return "other"
+            above -= 1
+        elif step.opname in _JUMPS:
             offset = step.argval
         elif step.opname.startswith("STORE_") and _name(step) and not stored:
             stored = f"stored:{_name(step)}"
@@ -83,6 +101,8 @@ def _ends(step: dis.Instruction) -> str:
         return f"attribute:{step.argval}"
     if step.opname == "PRINT_EXPR" or (step.opname, step.arg) == _PRINTS:
         return "shown"
+    if step.opname in _COMPUTES_ALONE:
+        return "computed"
     return {"POP_TOP": "discarded", "RETURN_VALUE": "returned"}.get(step.opname, "other")
 
 
