@@ -72,6 +72,7 @@ class Bench:
         self.url, self.key, self.data, self.quick = url, key, data, quick
         self.model = LanguageModel("demo")
         self.server = Connection(url, key)
+        self.job_s = 0.0  # over the trace here, once that was measured
 
     def rounds(self, many: int) -> int:
         """So many, or a few."""
@@ -111,6 +112,11 @@ def quarter(values: list[float]) -> float:
     return sorted(values)[len(values) // 4]
 
 
+def late(values: list[float]) -> float:
+    """The 99th of a hundred."""
+    return sorted(values)[len(values) * 99 // 100]
+
+
 def milliseconds(values: list[float]) -> str:
     """First quartile, median and least."""
     q, median, least = quarter(values), statistics.median(values), min(values)
@@ -137,7 +143,8 @@ def jobs(bench: Bench, trust: str, most_ms: float) -> Iterator[Figure]:
         one_by_one.append(seconds(lambda: traced(bench.model, bench.server)))
     base = quarter(here)
     over = [it - base for it in there]
-    is_met = quarter(over) * 1000 <= most_ms
+    bench.job_s = quarter(over)
+    is_met = bench.job_s * 1000 <= most_ms
     yield Figure(
         f"a job, trust {trust}, over the trace here",
         milliseconds(over),
@@ -151,6 +158,12 @@ def jobs(bench: Bench, trust: str, most_ms: float) -> Iterator[Figure]:
         f"…its processor time, trust {trust}: client with the trace here, server and workers",
         f"{client / count * 1000:.1f} ms, {server / count * 1000:.1f} ms",
     )
+
+
+def jail(jailed_s: float, plain_s: float) -> Iterator[Figure]:
+    """What the jail costs a job, the same block in both."""
+    more_ms = (jailed_s - plain_s) * 1000
+    yield Figure("…over one without", f"{more_ms:.1f} ms", "≤ 100 ms", more_ms <= 100)
 
 
 def local(bench: Bench) -> Iterator[Figure]:
@@ -177,7 +190,7 @@ def local(bench: Bench) -> Iterator[Figure]:
 
 
 def work(bench: Bench, act: Callable[[], Any]) -> float:
-    """The processor time of something, the server's and this process's."""
+    """The processor time of something, everywhere."""
     before = cpu_s(bench) + time.process_time()
     act()
     time.sleep(PAUSE_S)
@@ -267,10 +280,12 @@ def fairness(bench: Bench) -> Iterator[Figure]:
         "one user floods: what the other waits, mean, in jobs of its own",
         f"{waits / share:.2f} × {share * 1000:.0f} ms", "< 2", waits < 2 * share,
     )  # fmt: skip
-    late = statistics.median(refusals) * 1000
+    median_ms, late_ms = (it * 1000 for it in (statistics.median(refusals), late(refusals)))
     yield Figure(
         f"…the flood's refusals ({len(refusals):,})",
-        f"median {late:.1f} ms, longest {max(refusals) * 1000:.0f} ms", "≤ 50 ms", late <= 50,
+        f"99 of 100 within {late_ms:.1f} ms, median {median_ms:.1f} ms, "
+        f"longest {max(refusals) * 1000:.0f} ms",
+        "≤ 50 ms", late_ms <= 50,
     )  # fmt: skip
     flood.close()
     polite.close()
@@ -330,9 +345,12 @@ def measured(names: list[str], quick: bool) -> list[Figure]:
     if "jobs" in names:
         with served("self", quick) as bench:
             found += printed(jobs(bench, "self", 30))
+            plain_s = bench.job_s
     with served("team", quick) as bench:
         for name in names:
             found += printed(THEMES[name](bench))
+            if name == "jobs":
+                found += printed(jail(bench.job_s, plain_s))
     return found
 
 

@@ -1,7 +1,9 @@
 """The reference documents, run cell by cell: every cell runs, and does what its text says."""
 
+import io
 import re
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 
 import pytest
@@ -376,3 +378,87 @@ def test_two_wrappers_of_one_module_both_work():
     cell = Cell("003", "model2 = NNsight(my_pytorch_model)")
     assert torch.equal(cell.out1, cell.out2)
     assert torch.equal(cell.out1, cell.out3)
+
+
+# Streaming: blocks that run on a server, in a jail ------------------------------------------------
+
+
+def last_block(demo, prompt):
+    kept = []
+    plain(demo, prompt, {"transformer.h.5": lambda out: kept.append(out) or out})
+    return kept[0]
+
+
+def said(cell):
+    """What the status lines of a job say, without their times; and what else was printed."""
+    line = re.compile(r"[\d-]+ [\d:,]+ [0-9a-f]{32} - ([A-Z]+: .*)")
+    lines = cell.printed.splitlines()
+    found = [line.fullmatch(it) for it in lines]
+    return [it[1] for it in found if it], [it for it, known in zip(lines, found) if not known]  # noqa: B905
+
+
+RECEIVED = "RECEIVED: Your job has been received and is waiting approval."
+APPROVED = "APPROVED: Your job was approved and is waiting to be run."
+RUNNING = "RUNNING: Your job has started running."
+COMPLETED = "COMPLETED: Your job has been completed."
+
+
+def test_a_streamed_value_is_logged_by_the_server(demo):
+    cell = Cell("000", "# This will give you a remote LOG")
+    torch.testing.assert_close(cell.out, plain(demo, "hello").logits)
+    number = f"{last_block(demo, 'hello')[0, 0, 0].item():.4f}"
+    phases, rest = said(cell)
+    assert phases[:3] == [RECEIVED, APPROVED, RUNNING]
+    assert re.fullmatch(rf"LOG: tensor\({number}.*\)", phases[3])
+    assert phases[4:] == [COMPLETED]
+    assert rest == str(cell.out).splitlines()
+
+
+def test_a_streamed_value_is_printed_here_within_local(demo):
+    cell = Cell("000", "# This will print locally")
+    torch.testing.assert_close(cell.out, plain(demo, "hello").logits)
+    number = f"{last_block(demo, 'hello')[0, 0, 0].item():.4f}"
+    phases, rest = said(cell)
+    assert phases == [RECEIVED, APPROVED, RUNNING, COMPLETED]
+    assert re.fullmatch(rf"tensor\({number}.*\)", rest[0])
+    assert rest[1:] == str(cell.out).splitlines()
+    lines = cell.printed.splitlines()
+    assert lines[2].endswith(RUNNING)
+    assert lines[3] == rest[0]  # while it ran
+
+
+def test_a_local_function_ablates_on_the_server(demo):
+    cell = Cell("000", "# We use a local function to ablate")
+    want = plain(demo, "hello", {"transformer.h.5": zeroed}).logits[:, -1:]
+    torch.testing.assert_close(cell.out, want)
+    assert not torch.allclose(want, plain(demo, "hello").logits[:, -1:], atol=1e-2)
+    assert not cell.hs.any()
+    assert cell.hs.shape == (1, 3, 128)
+    assert said(cell)[0][-1] == COMPLETED
+
+
+def test_a_marked_function_outside_of_local_is_refused_before_anything_is_sent():
+    cell = Cell("000", "# no .local - will cause an error")
+    assert (
+        "FunctionWhitelistError: my_local_fn on line 5 is for local() parts alone." in cell.printed
+    )
+    assert said(cell)[0] == []
+    assert torch.equal(cell.out, Cell("000", "# We use a local function to ablate").out)
+
+
+def test_a_chat_is_streamed_word_by_word(demo):
+    cell = Cell("000", "Initialize the state for decoding")
+    want = generated(demo, EIFFEL, 20).tolist()
+    assert cell.all_tokens == [want[-1:]]  # its list is made anew at each step
+    with torch.no_grad():
+        before = demo[1](EIFFEL, return_tensors="pt")["input_ids"][0].tolist() + want[:-1]
+        logits = demo[0](torch.tensor([before])).logits[:, -1:]
+    torch.testing.assert_close(cell.out, logits, atol=1e-4, rtol=1e-4)
+    state = {"current_line": "", "current_line_length": 0}
+    with redirect_stdout(io.StringIO()) as shown:
+        print("Prompt: ", EIFFEL, "\n", end="")
+        for token in want:
+            state = cell.my_decoding_function([token], cell.llama, max_length=12, state=state)
+    assert cell.printed == shown.getvalue()
+    assert cell.state == state
+    assert "Paris" in cell.printed

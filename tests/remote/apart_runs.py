@@ -7,6 +7,7 @@ refusal, and whether its model is as it was.
 import contextlib
 import json
 import os
+import signal
 
 import torch
 
@@ -28,8 +29,16 @@ class There:
         self._pid, self._end = pid, end
         self.refusal = self.pristine = None
 
+    def kill(self):
+        """End it, where it has not ended by itself."""
+        if self.refusal is None:
+            os.kill(self._pid, signal.SIGKILL)
+            os.close(self._end)
+            os.waitpid(self._pid, 0)
+
     def wait(self):
         said = os.read(self._end, 65536)
+        assert said, "the process of the model died"
         os.close(self._end)
         _, status = os.waitpid(self._pid, 0)
         assert status == 0

@@ -41,6 +41,7 @@ class FakeWorkers:
     async def run(self, task, told):
         cancelled = asyncio.Event()
         self.running[task.id] = (task.model, cancelled)
+        task.result.touch(mode=0o600)
         self.order.append(task.id)
         self.most_at_once = max(self.most_at_once, len(self.running))
         header = await asyncio.to_thread(read_header, task.request.read_bytes())

@@ -137,15 +137,16 @@ except InsituError as error:
 class Process:
     """`insitu serve` with fake workers, in a process of its own."""
 
-    def __init__(self, folder, *words, port=0):
+    def __init__(self, folder, *words, port=0, before=(), data=None):
+        """`before`: what runs it, such as `unshare …`; `data`: its folder, if another."""
         self.folder = folder
         self.log = folder / "stderr.txt"
         folder.mkdir(exist_ok=True)
-        said = ["--data", str(folder), "--port", str(port), *words]
+        said = ["--data", str(data or folder), "--port", str(port), *words]
         code = textwrap.dedent(SERVE).format(here=str(HERE))
         with self.log.open("ab") as err, (folder / "stdout.txt").open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, *said], stdout=out, stderr=err,
+                [*before, sys.executable, "-c", code, *said], stdout=out, stderr=err,
                 env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             )  # fmt: skip
 

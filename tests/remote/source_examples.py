@@ -5,6 +5,7 @@ import dataclasses
 import enum
 import functools
 import math
+from dataclasses import dataclass
 
 K = 3
 STATE = {"n": 0}
@@ -91,6 +92,13 @@ class Base:
 
     def m(self):
         return self.q
+
+
+@dataclass
+class Bare:
+    """Without a method of its own; what `dataclass` gives it has globals of the library's."""
+
+    x: int = K
 
 
 @dataclasses.dataclass
@@ -185,6 +193,10 @@ CALLS = {
     "wrapped": (lambda f: f(1), 101),
     "decorated": (lambda f: f(1), "noted 1"),
     "Point": (lambda f: [f(3).next().x, f(3).twice, f.make().x, f(3).above()], [4, 6, 7, 3]),
+    "Bare": (
+        lambda f: [f().x, repr(f(4)).rpartition(".")[2], f(1) == f(1)],
+        [3, "Bare(x=4)", True],
+    ),
     "Colour": (lambda f: [one.name for one in f], ["RED"]),
     "add": (lambda f: f(1), 4),
     "sub": (lambda f: f(1), -2),

@@ -5,17 +5,21 @@ import fcntl
 import json
 import os
 import random
+import resource
 import select
 
 import pytest
 import torch
-from apart_runs import started
+from apart_runs import apart, started
 
-from insitu import LanguageModel
-from insitu.remote.worker.apart.channel import Channel, ChannelError
+from insitu import LanguageModel, NNsight
+from insitu.remote.worker import frames
+from insitu.remote.worker.apart.channel import Channel, ChannelError, _read
+from insitu.remote.worker.apart.held import Held
 from insitu.remote.worker.apart.shared import Segment, SegmentError
 
 SHRINK = 0x2
+ANSWERED_S = 30
 
 
 class Job:
@@ -34,6 +38,7 @@ class Job:
             os.write(self.fd, data)
         except BrokenPipeError:
             return None
+        assert frames.readable(self.fd, ANSWERED_S), "no answer"
         return self.channel.receive()
 
     def call(self, number=0, rows=2, tail=()):
@@ -52,7 +57,9 @@ class Job:
 @pytest.fixture
 def job(tiny_gpt2):
     model, tokenizer = tiny_gpt2
-    return Job(LanguageModel(copy.deepcopy(model), tokenizer=tokenizer))
+    found = Job(LanguageModel(copy.deepcopy(model), tokenizer=tokenizer))
+    yield found
+    found.there.kill()
 
 
 nothing = ["{"]
@@ -119,6 +126,13 @@ WRONG = {
     "fetching nothing": (["fetch", [], [1]], "stands for nothing"),
     "fetching no list": (["fetch", [], 5], "no list of numbers"),
     "a weight of nothing": (["fetch", [[], [], None, [[0, "evil", 1]]], []], "a weight that is"),
+    "a weight whose name is a list": (["fetch", [[], [], None, [[0, ["x"], 1]]], []], "a weight t"),
+    "a weight whose name is none": (["fetch", [[], [], None, [[0, {"x": 1}, 1]]], []], "a weight"),
+    "no elements along enormous axes": (
+        given(["n", "uint8", [2**39, 2**39, 2**39, 0], 0, -9]), "does not lie"),
+    "a tensor on a place that is a list": (given(["n", "uint8", [1], [0], -9]), "lies nowhere"),
+    "a dtype that is a list": (given(["n", ["uint8"], [1], 0, -9]), "a value that is none"),
+    "a class that is a list": (given(["m", ["a"], ["b", 1]]), "a class"),
     "a weight of another shape": (
         ["fetch", [[], [], None, [[2, "weight", ["n", "uint8", [1], 0, -9]]]], []], "another sh"),
     "a gradient of nothing": (["pull", [], 3, ["n", "uint8", [1], 0, -9], []], "stands for noth"),
@@ -141,6 +155,76 @@ def test_what_a_job_may_not_send_ends_it_with_a_reason(job, name):
     refusal, pristine = job.end()
     assert reason in refusal
     assert pristine
+
+
+def test_what_there_is_no_memory_for_is_refused_as_such(job):
+    """1 GB of values that were never written, 64 times in one message."""
+    resource.prlimit(job.there._pid, resource.RLIMIT_DATA, (2**30, 2**30))
+    big = ["n", "uint8", [128 * 2**20], 0]
+    assert job.say(*called(0, ["(", *[[*big, -9 - n] for n in range(64)]])) is None
+    refusal, pristine = job.end()
+    assert refusal == "more than there is memory for, where the model computes"
+    assert pristine
+
+
+CACHE = ["c", -1, {"cache": "DynamicCache", "layers": []}]
+PAIR = [["n", "float32", [1, 1, 1, 4], 0, None]] * 2
+INF, NAN = {"float": "inf"}, {"float": "nan"}
+QUESTIONS = {
+    "a name that is a list": (["update"], []),
+    "a name that is none": (None, []),
+    "a name of something else": ("__class__", []),
+    "what only a plain method has": ("early_initialization", []),
+    "a layer without end": ("update", [*PAIR, INF]),
+    "a layer that is no number": ("update", [*PAIR, NAN]),
+    "half a layer": ("update", [*PAIR, 0.5]),
+    "a true layer": ("update", [*PAIR, True]),
+    "a layer that is text": ("update", [*PAIR, "0"]),
+    "a layer that is a tensor": ("update", [*PAIR, PAIR[0]]),
+    "a layer that is a list": ("update", [*PAIR, ["["]]),
+    "a layer too many": ("update", [*PAIR, 10_000]),
+    "a layer below none": ("update", [*PAIR, -1]),
+    "a layer of a thousand digits": ("update", [*PAIR, {"int": "f" * 1000}]),
+    "keys that are none": ("update", [1, 2, 0]),
+    "how many to drop, without end": ("crop", [INF]),
+    "how many to drop, as a tensor": ("crop", [PAIR[0]]),
+    "how often, without end": ("batch_repeat_interleave", [INF]),
+    "how often, by far": ("batch_repeat_interleave", [2**40]),
+    "which, as a number": ("batch_select_indices", [1]),
+    "a length of a layer without end": ("get_seq_length", [INF]),
+    "too many arguments": ("reset", [1]),
+    "a value with an argument": ("is_sliding", [1]),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_what_a_cache_may_not_be_asked_ends_the_job_with_a_reason(job, name):
+    asked, args = QUESTIONS[name]
+    assert job.say(*given(CACHE))[0] == "failed"  # no model takes it there, but it is known now
+    job.channel.begin()
+    job.channel.mine.put(torch.ones(1, 1, 1, 4))
+    assert job.say("ask", [], -1, asked, ["(", *args], nothing) is None
+    refusal, pristine = job.end()
+    assert "a question that a cache is not asked" in refusal
+    assert pristine
+
+
+def test_a_layer_without_end_by_its_name_is_refused_too(job):
+    assert job.say(*given(CACHE))[0] == "failed"
+    told = ["{", ["layer_idx", INF]]
+    assert job.say("ask", [], -1, "get_seq_length", ["("], told) is None
+    assert "a question that a cache is not asked" in job.end()[0]
+
+
+def test_values_that_are_too_large_for_one_message_are_told_of_and_the_next_come(job):
+    """One number asked for so often that it would fill the memory between the two."""
+    answer = job.say("call", [], 0, ["(", ["n", "float32", [2**20], 0, -5]], ["{"], True, False)
+    assert answer[0] == "failed"
+    kind, _, text = job.say("fetch", [], [-5] * 200)
+    assert (kind, "too large" in text) == ("failed", True)
+    kind, found = job.say("fetch", [], [-5])
+    assert (kind, found[0][4]) == ("values", 0)
+    assert job.end() == ("", True)
 
 
 def test_a_right_call_is_answered(job):
@@ -229,8 +313,6 @@ def test_weights_that_a_module_gives_out_cannot_be_changed(tiny_gpt2):
         def forward(self):
             return self.own() * 1
 
-    from insitu import NNsight
-
     job = Job(NNsight(Root()))
     _, _, _, _, told = job.say("call", [[], [], [[], [1], []], []], 0, ["("], ["{"], True, False)
     number = told[1]
@@ -240,6 +322,58 @@ def test_weights_that_a_module_gives_out_cannot_be_changed(tiny_gpt2):
     assert kind == "result"
     assert job.channel.theirs.take(result[4], torch.float32, (3,)).tolist() == [0, 0, 0]
     assert job.end() == ("", True)
+
+
+class Own(torch.nn.Module):
+    """Gives its own weight out, and changes what it is given in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x=None):
+        return self.weight if x is None else x.zero_()
+
+
+def test_weights_that_a_module_gives_out_are_not_changed_by_another(tiny_gpt2):
+    """As an argument of a module that works in place, and as the keys of a cache that is reset."""
+    job = Job(NNsight(torch.nn.Sequential(Own())))
+    _, told = job.say("call", [], 1, ["("], ["{"], True, False)
+    weight = ["t", told[1]]
+    assert job.say("call", [], 1, ["(", weight], ["{"], True, False)[0] == "result"
+    layer = {"kind": "DynamicLayer", "keys": weight, "values": weight}
+    cache = ["c", -1, {"cache": "DynamicCache", "layers": [layer]}]
+    assert job.say(*given(cache))[0] == "failed"
+    assert job.say("ask", [], -1, "reset", ["("], nothing) == ["result", None]
+    assert job.end() == ("", True)
+
+
+def test_an_edit_of_a_weight_that_a_module_gives_out_is_of_this_pass_alone():
+    """What cannot be changed where it lies is changed all the same, as far as the block sees."""
+
+    class Wide(torch.nn.Module):
+        def forward(self, x):
+            return x.expand(2, 3)
+
+    class Root(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own, self.wide, self.last = Own(), Wide(), torch.nn.Identity()
+
+        def forward(self, x):
+            return self.last(self.wide(self.own()))
+
+    with apart(lambda: NNsight(Root())) as model:
+        with model.trace(torch.ones(1)):
+            model.own.output[:] = 5
+            seen = model.wide.input.clone()
+            model.wide.output[:] = torch.arange(6.0).reshape(2, 3)
+            end = model.output
+        with model.trace(torch.ones(1)):
+            after = model.output
+    assert seen.tolist() == [5, 5, 5]
+    assert end.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert after.tolist() == [[1, 1, 1]] * 2
 
 
 def test_shared_memory_cannot_be_cut_off_nor_grown():
@@ -290,10 +424,7 @@ def test_a_truth_value_is_none_or_one_whatever_its_byte():
 
 
 def test_ten_thousand_damaged_messages_end_in_a_sentence(tiny_gpt2):
-    """Each in a conversation of its own would take minutes: the readers alone are asked."""
-    from insitu.remote.worker.apart.channel import _read
-    from insitu.remote.worker.apart.held import Held
-
+    """The readers alone; whole conversations are in `test_apart_fuzz.py`."""
     random.seed(5)
     up = Segment(Segment.file(2**16))
     channel = Channel(os.open(os.devnull, os.O_RDONLY), up, up)

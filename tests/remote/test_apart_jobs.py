@@ -52,8 +52,14 @@ def right(tmp_path_factory):
 def processes(runs):
     """The process that forks the jobs, and the one that computes."""
     forks = runs.pool._hosts["demo"].pid
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children_of(forks)}
-    return forks, next(pid for pid, name in names.items() if "device_process" in name)
+    return forks, next(pid for pid in children_of(forks) if "device_process" in name_of(pid))
+
+
+def name_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # a fork that has just ended
+        return ""
 
 
 def test_a_job_gives_what_a_fork_gives(jobs, right):
@@ -140,11 +146,75 @@ print(changed.std().item())
     assert jobs.job(TRACE).result == right
 
 
+SPOILS = """
+import insitu
+n = {n}
+torch.manual_seed(n)
+with torch.no_grad():
+    model.transformer.h[n % 6].mlp.c_fc.weight.data.mul_(0)
+    model.lm_head.weight.data[:] = n
+    model.transformer.wpe.weight[:] += n
+model._module.train()
+model.transformer.h[0]._module.register_forward_hook(lambda *_: None)
+with model.trace("The Eiffel Tower " * 9):
+    model.transformer.h[1].output[:] = n
+    model.transformer.h[2].output[:, 0] = float("nan")
+    if n % 3 == 0:
+        raise ValueError("amid a pass")
+with model.generate("a", max_new_tokens=2):
+    kept = model.lm_head.output
+torch.set_default_dtype(torch.float64)
+torch.relu = torch.softmax = torch.nn.functional.linear = None
+torch.use_deterministic_algorithms(True)
+insitu.spoiled = True
+print("spoiled")
+"""
+LOOKS = """
+import insitu
+with model.trace("The Eiffel Tower is in the city of"):
+    hidden = model.transformer.h[3].output.save()
+    logits = model.lm_head.output.save()
+with model.generate("Once upon a time", max_new_tokens=3):
+    ids = model.generator.output.save()
+found = [hidden, logits, ids, torch.rand(4), torch.relu(torch.ones(2)), model.lm_head.weight.sum()]
+for it in found:
+    result.write(it.detach().contiguous().numpy().tobytes())
+print(torch.get_default_dtype(), hasattr(insitu, "spoiled"), model._module.training,
+      len(model.transformer.h[0]._module._forward_hooks), torch.softmax is None,
+      torch.are_deterministic_algorithms_enabled())
+"""
+ALTERNATING = 20
+
+
+def test_alternating_jobs_have_nothing_of_each_other(jobs):
+    """Faults 22 and 23 beside a process that stays: bit for bit, and in the same process."""
+    first = jobs.job(LOOKS)
+    assert first.phase == "COMPLETED", first.text
+    before = processes(jobs)
+    assert first.lines == ["torch.float32 False False 0 False False"]
+    for n in range(ALTERNATING):
+        spoilt = jobs.job(SPOILS.format(n=n))
+        assert spoilt.lines == ["spoiled"] or "amid a pass" in spoilt.text, spoilt.text
+        now = jobs.job(LOOKS)
+        assert (now.result, now.lines) == (first.result, first.lines), n
+    assert processes(jobs) == before
+
+
 SENT = {
     "garbage": "os.write(fd, b'garbage')",
     "a wrong module": "os.write(fd, call(10**9))",
     "a wrong number": "os.write(fd, json.dumps(['fetch', [], [4]]).encode())",
     "an answer out of turn": "os.write(fd, b'[\"go\", []]')",
+    "a weight whose name is a list": (
+        "os.write(fd, json.dumps(['fetch', [[], [], None, [[1, ['x'], 1]]], []]).encode())"
+    ),
+    "a layer without end": (
+        "kv = ['n', 'float32', [1, 1, 1, 4], 0, None]\n"
+        "cache = ['c', -1, {'cache': 'DynamicCache', 'layers': []}]\n"
+        "os.write(fd, call(0, cache)); os.read(fd, 65536)\n"
+        "ask = ['ask', [], -1, 'update', ['(', kv, kv, {'float': 'inf'}], ['{']]\n"
+        "os.write(fd, json.dumps(ask).encode())"
+    ),
     "too large a tensor": ("os.write(fd, call(0, ['n', 'float32', [2**39], 0, -1]))"),
 }
 

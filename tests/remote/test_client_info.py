@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 
 import pytest
 from fake_server import FakeServer, packed
+from fake_workers import FakeWorkers, request
+from loopback_server import running
 
 import insitu
 from insitu import CONFIG
+from insitu.notebook import remote_status
 from insitu.remote.client.connection import Connection
 from insitu.remote.client.job import RemoteJob
 
@@ -174,3 +178,136 @@ def test_a_job_that_is_not_there_is_lost(server):
         insitu.job("job-99")
     with pytest.raises(insitu.UsageError, match="not the id of a job"):
         insitu.job("../whoami")
+
+
+# Whose key it is ----------------------------------------------------------------------------------
+
+
+def bearers(server):
+    """The keys that a server was sent, and forget them."""
+    found = {headers.get("Authorization", "none") for _, _, headers, _ in server.asked}
+    server.asked.clear()
+    return found
+
+
+@pytest.fixture
+def elsewhere():
+    with FakeServer() as fake:
+        yield fake
+
+
+def test_the_key_goes_to_the_server_it_is_for_and_to_no_other(server, elsewhere):
+    CONFIG.API.HOST = server.url
+    CONFIG.set_default_api_key("the-labs-key")
+    insitu.whoami()
+    insitu.jobs(server.url + "/")
+    insitu.whoami(server.url.replace("127.0.0.1", "localhost"))
+    assert bearers(server) == {"Bearer the-labs-key"}
+    for ask in (insitu.whoami, insitu.jobs, insitu.status, insitu.compare):
+        ask(elsewhere.url)
+    assert bearers(elsewhere) == {"none"}
+
+
+def test_a_key_of_the_environment_goes_to_no_stranger_either(server, elsewhere, monkeypatch):
+    monkeypatch.setenv("INSITU_API_KEY", "their-key")
+    CONFIG.API.HOST = server.url
+    insitu.whoami(elsewhere.url)
+    assert bearers(elsewhere) == {"none"}
+    insitu.whoami(server.url)
+    assert bearers(server) == {"Bearer their-key"}
+    CONFIG.API.HOST = elsewhere.url
+    insitu.whoami(server.url)
+    insitu.whoami()
+    assert (bearers(server), bearers(elsewhere)) == ({"none"}, {"Bearer their-key"})
+
+
+def test_while_no_server_is_set_the_key_stays_on_this_machine(server):
+    CONFIG.API.HOST = None
+    CONFIG.set_default_api_key("the-labs-key")
+    assert Connection.of(server.url).key == "the-labs-key"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Connection.of("http://models.example.org").key is None
+        assert Connection.of("https://models.example.org").key is None
+        assert Connection.of("https://127.0.0.1.example.org").key is None
+
+
+@pytest.mark.parametrize(
+    ("home", "remote"),
+    [
+        ("https://models.example.org", "http://models.example.org"),
+        ("https://models.example.org", "https://models.example.org:8443"),
+        ("https://models.example.org", "https://models.example.org.evil.net"),
+        ("https://models.example.org", "https://evil.net/models.example.org"),
+        ("https://models.example.org/lab", "https://models.example.org/other"),
+        ("https://models.example.org", "http://127.0.0.1:8765"),
+        ("http://127.0.0.1:8765", "http://127.0.0.1:8766"),
+        ("http://127.0.0.1:8765", "http://127.0.0.1.evil.net:8765"),
+        ("nonsense", "https://models.example.org"),
+        ("http://[", "https://models.example.org"),
+    ],
+)
+def test_what_is_another_server_is_read_from_the_whole_address(monkeypatch, home, remote):
+    monkeypatch.delenv("INSITU_API_KEY", raising=False)
+    with CONFIG.API.override(HOST=home, KEY="the-labs-key"):
+        assert Connection.of(remote).key is None
+
+
+@pytest.mark.parametrize(
+    ("home", "remote"),
+    [
+        ("https://models.example.org", "https://MODELS.example.org:443/"),
+        ("https://models.example.org/lab/", "https://models.example.org/lab"),
+        ("http://localhost:8765", "http://127.0.0.1:8765"),
+    ],
+)
+def test_the_same_server_may_be_written_otherwise(monkeypatch, home, remote):
+    monkeypatch.delenv("INSITU_API_KEY", raising=False)
+    with CONFIG.API.override(HOST=home, KEY="the-labs-key"):
+        assert Connection.of(remote).key == "the-labs-key"
+
+
+def test_a_server_that_wants_the_key_and_was_not_sent_it_is_told_of(server, elsewhere):
+    CONFIG.API.HOST = server.url
+    CONFIG.set_default_api_key("the-labs-key")
+    elsewhere.answers["GET", "/v1/whoami"] = lambda request: request.refuse(
+        401, "no key was sent.", "this server wants one.", "send one."
+    )
+    with pytest.raises(insitu.ServerRefusedError) as caught:
+        insitu.whoami(elsewhere.url)
+    assert caught.value.what == "no key was sent."
+    assert caught.value.why == (
+        f"the key of this process is for {server.url} alone, where CONFIG.API.HOST points."
+    )
+    assert elsewhere.url in caught.value.next
+    assert "the-labs-key" not in str(caught.value)
+    assert caught.value.status == 401
+
+
+def test_a_key_that_is_given_to_a_connection_is_for_that_server(server, elsewhere):
+    CONFIG.API.HOST = server.url
+    CONFIG.set_default_api_key("the-labs-key")
+    with Connection(elsewhere.url, "another") as connection:
+        insitu.whoami(connection)
+    assert bearers(elsewhere) == {"Bearer another"}
+
+
+# A server that has work waiting -------------------------------------------------------------------
+
+
+def test_who_asks_is_told_how_many_jobs_wait(tmp_path, monkeypatch):
+    monkeypatch.delenv("INSITU_API_KEY", raising=False)
+    with (
+        running(tmp_path, FakeWorkers(room=1)) as (_, client),
+        CONFIG.API.override(HOST=client.url, KEY=None),
+    ):
+        assert insitu.status().info["waiting"] == 0
+        assert "no job waiting." in repr(remote_status.status())
+        jobs = [client.send(request(["sleep", 60])) for _ in range(3)]
+        client.until(jobs[0], "RUNNING")
+        assert insitu.status().info["waiting"] == 2
+        assert "waiting 2" in repr(insitu.status())
+        assert "2 jobs waiting." in repr(remote_status.status())
+        client.delete(f"/v1/jobs/{jobs[2]}")
+        client.until(jobs[2], "CANCELLED")
+        assert "1 job waiting." in repr(remote_status.status())

@@ -3,8 +3,10 @@
 One server with short limits (`tools/soak_server.py`: 8 s a job, 5 s a local() part, 1 GB) for all.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -198,11 +200,39 @@ def test_damaged_requests_are_answered_with_a_sentence_by_what_runs_them_too(dem
 def test_a_model_process_that_dies_loses_its_jobs_and_is_there_again(demo, place, ada):
     """Fault 17: the next job within five seconds, loading aside."""
     job = begun(demo, ada)
+    began = time.monotonic()
     os.kill(place.model_process(), signal.SIGKILL)
     error, took = ended(lambda: job.result(timeout_s=10), JobLostError)
     assert took < 2
     assert "ended while it ran" in str(error)
+    with demo.trace(PROMPT, remote=ada) as tracer:
+        answer = (1 + 1).save()
+    assert time.monotonic() - began - loading_s(place, tracer.job.id) < 5
+    assert answer == 2
     assert is_right(demo, ada)
+
+
+def loading_s(place, job):
+    """How long a job waited for its model to be loaded."""
+    rows = place.rows(f"SELECT data FROM events WHERE job = '{job}' AND kind = 'status'")
+    times = {it["phase"]: it["time"] for it in (json.loads(row[0]) for row in rows)}
+    return times["RUNNING"] - times["LOADING"] if "LOADING" in times else 0.0
+
+
+def test_a_result_that_is_too_large_is_told_of_and_nothing_of_it_stays(demo, team_server):
+    """Fault 11: 2.1 GB that do not compress, of which a server keeps 2."""
+    url, key = team_server
+    with Connection(url, key) as server:
+        with pytest.raises(Exception) as error:
+            with demo.trace(PROMPT, remote=server):
+                huge = torch.empty(2_200_000_000, dtype=torch.uint8)
+                huge = huge.random_(0, 256).save()
+        assert re.match(
+            r"the values take 2,2.* bytes, and 2,147,483,648 may be sent", str(error.value)
+        )
+        row = next(iter(insitu.jobs(remote=server)))  # the newest
+        assert (row["phase"], row["result"]) == ("ERROR", None)
+        assert is_right(demo, server)
 
 
 def test_a_job_process_that_dies_is_lost_alone(demo, place, ada, grace):
@@ -266,27 +296,46 @@ def test_a_locked_database_holds_jobs_up_and_loses_none(demo, place, ada):
 
 
 def test_a_flood_leaves_the_other_user_a_fair_share(demo, place, ada, grace):
-    """Fault 21, with real workers."""
+    """Fault 21, with real workers: their jobs take twice as long as alone, at most.
+
+    Jobs that sleep: how many processors there are is not the matter, but whose turn it is.
+    """
     over = threading.Event()
 
     def flood():
-        while not over.is_set():
-            soak_jobs.flood(demo, grace, 3)
+        with contextlib.closing(Connection(place.url, place.keys["grace"])) as server:
+            while not over.is_set():
+                with contextlib.suppress(insitu.QueueFullError):
+                    nap(demo, server, blocking=False)
+                time.sleep(0.1)  # this process shares the processors with the server
 
-    def waits(count):
-        began = time.monotonic()
-        for n in range(count):
-            assert is_right(demo, ada, n)
-        return (time.monotonic() - began) / count
+    def takes(count):
+        """As the server sees it: from being taken in to the end, mean of so many."""
+        for _ in range(count):
+            assert nap(demo, ada) == 2
+        ((mean,),) = place.rows(
+            "SELECT AVG(ended - created) FROM (SELECT * FROM jobs WHERE user = 'ada' "
+            f"ORDER BY created DESC LIMIT {count})"
+        )
+        return mean
 
-    alone = waits(10)
+    alone = takes(6)
     flooding = threading.Thread(target=flood)
     flooding.start()
-    until(lambda: place.rows("SELECT count(*) FROM jobs WHERE phase = 'QUEUED'")[0][0] > 3)
-    amid = waits(20)
+    until(lambda: place.rows("SELECT count(*) FROM jobs WHERE phase = 'QUEUED'")[0][0] > 6)
+    amid = takes(12)
     over.set()
     flooding.join()
-    assert amid < 4 * alone  # half the machine, behind one job of the other's at most
+    until(lambda: place.rows("SELECT count(*) FROM jobs WHERE ended IS NULL")[0][0] == 0)
+    assert amid < 2 * alone
+
+
+def nap(model, remote, blocking=True):
+    """A job of half a second."""
+    with model.trace(PROMPT, remote=remote, blocking=blocking):
+        time.sleep(0.5)
+        answer = (1 + 1).save()
+    return answer if blocking else None
 
 
 def test_a_thousand_alternating_jobs_of_two_users_have_nothing_of_each_other(demo, ada, grace):

@@ -2,7 +2,9 @@
 
 import importlib.util
 import mmap
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from worker_runs import running
 
 from insitu.errors import UsageError
 from insitu.remote.allowed import MODULES
-from insitu.remote.protocol import Limits
+from insitu.remote.protocol import Limits, Log
 from insitu.remote.worker import jail, seccomp, syscalls
 from insitu.remote.worker.running import no_writer
 
@@ -183,18 +185,29 @@ print(len(found), dict(os.environ))
 
 
 def test_the_jail_is_one_user_deep_and_has_no_capability(jailed):
-    ran = jailed.job(
-        """
-import os, ctypes
-libc = ctypes.CDLL(None, use_errno=True)
-header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-print(os.getuid(), libc.prctl(39, 0, 0, 0, 0), libc.prctl(3, 0, 0, 0, 0))
+    """As the kernel tells of the process, from outside, while its block runs."""
+    seen = {}
+
+    def hear(said):
+        if isinstance(said, Log):
+            pid = said.text.split()[0]
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            seen.update(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+    source = """
+import os, ctypes, time
+print(os.getpid(), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+time.sleep(1)
 """
-    )
-    user, _, dumpable = ran.lines[0].split()
-    assert dumpable == "0"
-    if FOUND.own_user:
-        assert int(user) > 1_000_000_000
+    ran = jailed.job(source, hear=hear)
+    assert ran.lines[0].split()[1] == "0"  # nobody may look into its memory
+    sets = {name: int(seen[f"Cap{name}"], 16) for name in ("Eff", "Prm", "Inh", "Amb")}
+    assert sets == {"Eff": 0, "Prm": 0, "Inh": 0, "Amb": 0}
+    assert seen["NoNewPrivs"] == "1"
+    assert seen["Seccomp"] == "2"  # a filter
+    users = {int(user) for name in ("Uid", "Gid") for user in seen[name].split()}
+    assert len(users) == 1 or not FOUND.own_user
+    assert not FOUND.own_user or (min(users) > 1_000_000_000 and not seen["Groups"].strip())
 
 
 def test_a_memory_bomb_ends_with_a_sentence_and_the_next_job_runs(jailed):
@@ -387,6 +400,32 @@ def test_calls_are_told_apart_by_their_arguments(machine, column):
     assert not may("prlimit64", 7, 3, 0)
     assert not may("prctl", 1)
     assert not may("ioctl", 0, 0x5412)
+
+
+OPENED = {
+    "to be read": (os.O_RDONLY | os.O_CLOEXEC, True),
+    "to be listed": (os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK, True),
+    "to be written": (os.O_WRONLY, False),
+    "to be read and written": (os.O_RDWR, False),
+    "with the third access mode": (3, False),
+    "to be emptied": (os.O_RDONLY | os.O_TRUNC, False),
+    "to be made": (os.O_RDONLY | os.O_CREAT, False),
+    "to be appended to": (os.O_WRONLY | os.O_APPEND, False),
+    "without a name": (os.O_TMPFILE | os.O_RDWR, False),
+}
+
+
+@pytest.mark.parametrize("how", OPENED)
+@pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])
+def test_files_are_opened_to_be_read_and_no_other_way(machine, column, how):
+    flags, expected = OPENED[how]
+    at = 2**64 - 100  # AT_FDCWD
+    openat = syscalls.BY_ARGUMENT["openat"][column]
+    assert (allowed(machine, openat, (at, 0, flags)) == seccomp.ALLOW) == expected
+    if machine == "x86_64":
+        assert (allowed(machine, 2, (0, flags)) == seccomp.ALLOW) == expected
+    for other in ("openat2", "creat", "truncate"):  # whose flags lie in memory, or are implied
+        assert other not in {**syscalls.ALLOWED, **syscalls.BY_ARGUMENT}
 
 
 def test_x32_calls_end_the_process():

@@ -2,6 +2,11 @@
 
 import subprocess
 import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
 
 PROGRAM = """
 import sys
@@ -18,6 +23,38 @@ def test_insitu_serve_does_without_torch():
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_server_that_runs_has_no_torch_in_it(tmp_path):
+    """`--device auto`, the default, asks another process what devices there are."""
+    command = [sys.executable, "-m", "insitu", "serve", "demo", "--lazy", "--port", "0"]
+    told = tmp_path / "told"
+    with told.open("w") as out:
+        process = subprocess.Popen(
+            [*command, "--data", str(tmp_path / "data")], stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        end = time.monotonic() + 120
+        while not _is_alive(told.read_text()):
+            assert process.poll() is None, told.read_text()
+            assert time.monotonic() < end, told.read_text()
+            time.sleep(0.1)
+        mapped = Path(f"/proc/{process.pid}/maps").read_text()
+        assert "python" in mapped
+        assert not [name for name in ("libtorch", "numpy", "safetensors") if name in mapped]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_alive(told):
+    """Whether the server that says this answers: all that it starts with is there then."""
+    url = next((it for it in told.split() if it.startswith("http://127")), "")
+    try:
+        return bool(url) and requests.get(f"{url}/readyz", timeout=5).ok
+    except requests.ConnectionError:
+        return False
 
 
 def test_every_name_of_the_package_is_there_when_it_is_named():

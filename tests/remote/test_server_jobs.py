@@ -274,12 +274,15 @@ def test_a_server_tells_of_itself(client):
     assert metrics['insitu_model_loaded{model="demo"}'] == "1"
 
 
-def test_it_is_ready_when_the_models_are(pair, client):
-    pair[0].workers.state = "loading"
-    said = three_lines(client.get("/readyz"), 503)
-    assert said["why"] == "demo is loading."
-    assert client.get("/livez").ok
-    pair[0].workers.state = "ready"
+def test_it_is_ready_when_the_models_are(tmp_path):
+    workers = FakeWorkers()
+    workers.state = "loading"
+    with running(tmp_path, workers) as (_, client):
+        said = three_lines(client.get("/readyz"), 503)
+        assert said["why"] == "demo is loading."
+        assert client.get("/livez").ok
+        workers.state = "ready"
+        assert client.get("/readyz").ok
 
 
 def test_a_web_page_cannot_use_a_server_without_keys(client):
@@ -363,15 +366,18 @@ def test_a_full_queue_is_answered_at_once_with_when_to_come_again(tmp_path):
     limits = Limits(queue=4, queue_per_user=3)
     with running(tmp_path, FakeWorkers(room=1), limits) as (_, client):
         jobs = [client.send(request(["sleep", 60])) for _ in range(4)]  # one runs, three wait
-        took = []
-        for _ in range(20):
-            began = time.perf_counter()
-            answer = client.post("/v1/jobs", b"x" * 5_000_000)
-            took.append(time.perf_counter() - began)
-            said = three_lines(answer, 429)
-            assert 1 <= int(answer.headers["Retry-After"]) <= 30
+        longest = []
+        for _ in range(4):  # what else the machine does may hold one up
+            took = []
+            for _ in range(25):
+                began = time.perf_counter()
+                answer = client.post("/v1/jobs", b"x" * 5_000_000)
+                took.append(time.perf_counter() - began)
+                said = three_lines(answer, 429)
+                assert 1 <= int(answer.headers["Retry-After"]) <= 30
+            longest.append(max(took))
         assert said["what"] == "3 jobs of yours wait already."
-        assert sorted(took)[10] < 0.05
+        assert min(longest) < 0.05
         for job in jobs:
             client.delete(f"/v1/jobs/{job}")
         assert client.send(request())
@@ -385,15 +391,3 @@ def test_workers_that_do_not_cancel_do_not_keep_the_job(tmp_path, monkeypatch):
         client.delete(f"/v1/jobs/{job}")
         client.until(job, "CANCELLED", time_s=2)
         assert client.events(client.send(request()))[-1][2]["phase"] == "COMPLETED"
-
-
-def test_results_are_forgotten_after_their_time(tmp_path):
-    with running(tmp_path, keep_s=1_000) as (server, client):
-        job = client.send(request())
-        client.until(job, "COMPLETED")
-        assert server.server.folder.remove_old(time.time() + 900) == []
-        assert server.server.folder.remove_old(time.time() + 1_100) == [job]
-        said = three_lines(client.get(f"/v1/jobs/{job}/result"), 410)
-        assert said["next"] == "Run the block again."
-        assert "payload" not in client.events(job)[-1][2]
-        assert list((tmp_path / "requests").iterdir()) == []

@@ -123,6 +123,27 @@ def test_a_full_disk_is_a_sentence_and_nothing_of_it_is_half_written(tmp_path):
     assert with_store(tmp_path, act) == 1
 
 
+def test_a_database_of_an_earlier_version_is_taken_up(tmp_path):
+    old = sqlite3.connect(tmp_path / "jobs.sqlite")
+    old.execute(
+        "CREATE TABLE jobs (id TEXT PRIMARY KEY, user TEXT NOT NULL, model TEXT NOT NULL, "
+        "phase TEXT NOT NULL, created REAL NOT NULL, began REAL, ended REAL, "
+        "text TEXT NOT NULL DEFAULT '', fault TEXT, result_bytes INTEGER, result_sha TEXT, "
+        "kept INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID"
+    )
+    old.execute(*ROW)
+    old.commit()
+    old.close()
+
+    async def act(store):
+        await store.write((ADD_JOB, ("j2", "ada", "demo", "RECEIVED", 2.0)))
+        job = Job("j2", "ada", "demo", store, Limits())
+        await store.write(*job.end_rows(Ended("COMPLETED"), (1, "s")))
+        return [tuple(row) for row in store.rows("SELECT id, rows_bytes > 0 FROM jobs ORDER BY id")]
+
+    assert with_store(tmp_path, act) == [("j1", 0), ("j2", 1)]
+
+
 def test_one_statement_that_is_wrong_fails_alone(tmp_path):
     async def act(store):
         await store.write((ADD_KEY, ("ada", "k", "sha", "j1")))

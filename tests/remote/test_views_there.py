@@ -1,6 +1,7 @@
 """Views of the user's own go along with a block: what they read and write there is as here."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -233,7 +234,7 @@ def test_a_view_of_modules_that_the_server_has_not_is_told(demo):
     sent = block.Block("trace", (PROMPT,), {}, None, views=views)
     before = demo._names
     with pytest.raises(run.BlockFailed) as error:
-        run.run(demo, sent, None, Limits())
+        run.run(demo, sent, SimpleNamespace(log=print), Limits())
     assert error.value.fault.kind == "insitu.UsageError"
     assert "the view Heads is of mylab.models.Attention" in error.value.fault.text
     assert demo._names is before
@@ -258,7 +259,7 @@ def test_names_and_edits_that_came_along_go_with_their_block(demo):
     )  # fmt: skip
     text.names["model"] = demo
     before, edits = demo._names, list(demo._edits)
-    out = run.run(demo, sent, None, Limits())[run.RETURNED]
+    out = run.run(demo, sent, SimpleNamespace(log=print), Limits())[run.RETURNED]
     assert demo._names is before
     assert demo._edits == edits == []
     assert not torch.allclose(out.logits, demo.trace(PROMPT).logits)

@@ -1,9 +1,11 @@
 """Messages from a hostile process: whatever the bytes, a frame or a FrameError."""
 
+import contextlib
 import json
 import os
 import socket
 import struct
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -58,6 +60,45 @@ def test_frames_come_out_however_the_stream_is_cut():
 def test_what_is_no_frame_is_refused(data):
     with pytest.raises(FrameError):
         Inbox(FROM_JOB).feed(data)
+
+
+SLOW_HEADS = {
+    "empty lists": b'{"a":[' + b"[]," * 87_000 + b"1]}",
+    "texts": b'{"a":[' + b"[]," * 9 + b'"",' * 87_000 + b"1]}",
+    "numbers": b'{"a":[' + b"[]," * 9 + b"1," * 130_000 + b"1]}",
+    "long numbers": b'{"a":[' + (b"9" * 4_000 + b",") * 63 + b"1]}",
+    "brackets in a text": b'{"a":"' + b"[" * 260_000 + b'"}',
+    "escapes": b'{"a":"' + b'\\"' * 60_000 + b'"}',
+    "deep behind a text": b'{"a":"' + b"x" * 250_000 + b'","b":' + b"[" * 9 + b"]" * 9 + b"}",
+}
+
+
+@pytest.mark.parametrize("head", SLOW_HEADS.values(), ids=SLOW_HEADS)
+def test_no_head_holds_the_server_up_for_long(head):
+    """Each is read in the server's event loop; 100,000 are allowed to a job."""
+    took = []
+    for _ in range(5):
+        began = time.thread_time()
+        with contextlib.suppress(FrameError):
+            Inbox(FROM_JOB).feed(raw("log", head))
+        took.append(time.thread_time() - began)
+    assert min(took) < 0.004  # 18 ms, as json alone reads the first
+
+
+def test_brackets_and_quotes_in_a_text_are_text():
+    text = '[{""]}' * 500
+    (frame,) = Inbox(FROM_JOB).feed(frames.packed("log", {"text": text, "tags": ["\\", '"']}))
+    assert messages.told(frame, LIMITS) == Log(text[:4_000], ("\\", '"'))
+
+
+def test_all_heads_of_a_job_together_are_bounded(monkeypatch):
+    monkeypatch.setattr(frames, "HEADS_MOST", 100_000)
+    inbox, taken = Inbox(FROM_JOB), 0
+    with pytest.raises(FrameError, match="more than 100,000 bytes in all"):
+        while taken < 200:
+            inbox.feed(frames.packed("log", {"text": "x" * 1_000, "tags": []}))
+            taken += 1
+    assert 80 < taken < 100
 
 
 def test_lengths_are_refused_before_their_bytes_come():

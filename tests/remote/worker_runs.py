@@ -37,14 +37,14 @@ class Runs:
     def wait(self, work, timeout_s=60):
         return self.loop.run_until_complete(asyncio.wait_for(work, timeout_s))
 
-    def job(self, source, **more):
-        return self.wait(self.run(source, **more))
+    def job(self, source, *, timeout_s=60, **more):
+        return self.wait(self.run(source, **more), timeout_s)
 
     async def run(self, source, *, limits=None, model="demo", answer=None, hear=None, id=None):
         """`answer(payload)` gives what a local() part is answered; None leaves it waiting."""
         name = id or f"job{next(self._ids)}"
         request, result = self.folder / f"{name}.request", self.folder / f"{name}.result"
-        request.write_text(source)
+        request.write_bytes(source if isinstance(source, bytes) else source.encode())
         told, sent = [], []
 
         def hears(said):

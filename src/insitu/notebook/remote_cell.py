@@ -28,7 +28,8 @@ from insitu.notebook.remote_server import server_of
 from insitu.notebook.request import SYNTAX, Request
 from insitu.remote.client.connection import Connection
 from insitu.remote.client.job import RemoteJob
-from insitu.remote.client.tracer import HERE, RemoteTracer
+from insitu.remote.client.local_parts import HERE
+from insitu.remote.client.tracer import RemoteTracer
 from insitu.settings import CONFIG
 
 _TRACER = "__insitu_cell__"

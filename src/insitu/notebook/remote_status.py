@@ -35,8 +35,10 @@ def _about(told: Mapping[str, Any]) -> str:
     names = ("insitu", "python", "trust")
     facts = [f"{name} {words.one_line(told[name], 40)}" for name in names if name in told]
     count = told.get("waiting")
-    waiting = f"{count} jobs" if isinstance(count, int) and count else "no job"
-    return f"{', '.join([*facts, f'{waiting} waiting'])}."
+    if isinstance(count, int) and not isinstance(count, bool):  # an older server does not say
+        many = f"{words.one_line(count, 20)} job{'s' * (count != 1)}"
+        facts.append(f"{many if count else 'no job'} waiting")
+    return f"{', '.join(facts)}."
 
 
 def _who(me: Mapping[str, Any]) -> str:

@@ -51,6 +51,10 @@ class Limits:
     log_lines: int = 10_000
     line_chars: int = 4_000
     events: int = 100_000
+    told_bytes: int = 64 * 2**20
+    """Of all events of a job, as they are kept."""
+    loading_s: float = 900.0
+    """Until the job's model is loaded; it does not count as wall time."""
     wall_s: float = 300.0
     local_s: float = 60.0
     """One `local()` block, as the client may take for it; they do not count as wall time."""
@@ -58,6 +62,10 @@ class Limits:
     memory_bytes: int = 8 * 2**30
     queue: int = 100
     queue_per_user: int = 10
+    kept_bytes: int = 8 * 2**30
+    """Of one user's results; the oldest go first. Less on a disk with little room."""
+    kept_rows_bytes: int = 2**30
+    """Of what one user's jobs have told; the oldest jobs are forgotten first."""
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ so everything in it means what it means at home: invokes, steps, gradients, sour
 import ast
 import linecache
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import CodeType
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
+from insitu.engine import said
 from insitu.engine.capture.bodies import program
 from insitu.engine.capture.futures import flags_of
 from insitu.engine.capture.parsing import parse
@@ -26,6 +27,7 @@ from insitu.remote.blocks.block import Block, Text, class_name, received
 from insitu.remote.blocks.exchange import Exchange
 from insitu.remote.blocks.faults import BlockFailed, fault_of
 from insitu.remote.blocks.taken import CALL
+from insitu.remote.blocks.telling import Generating, Link, Writing
 from insitu.remote.protocol import Limits
 from insitu.remote.wire import container
 from insitu.remote.wire.values import encode_all
@@ -34,25 +36,6 @@ MODEL, ARGS, SETTINGS = "__insitu_model__", "__insitu_args__", "__insitu_setting
 RETURNED = "__insitu_returned__"
 """Under which name the result of a call without a block comes back."""
 _GIVEN = frozenset({MODEL, ARGS, SETTINGS, RETURNED, CALL, "__builtins__", "__name__"})
-
-
-class Link(Protocol):
-    """What a running block says to the outside."""
-
-    def log(self, text: str, tags: tuple[str, ...] = ()) -> None:
-        """A line of its log."""
-
-    def progress(self, text: str, done: float, of: float | None, unit: str) -> None:
-        """How far something is."""
-
-    def token(self, step: int, ids: tuple[int, ...]) -> None:
-        """New tokens, one for each row."""
-
-    def local(self, index: int, *payload: bytes | memoryview) -> bytes | bytearray:
-        """Have a `local()` part run on the user's machine, and wait for what it gives.
-
-        The pieces of the payload may be memory of the block's; what comes back is its own.
-        """
 
 
 def execute(model: Any, request: bytes, link: Link, result: BinaryIO, limits: Limits) -> None:
@@ -69,7 +52,8 @@ def execute(model: Any, request: bytes, link: Link, result: BinaryIO, limits: Li
         saved = run(model, block, link, limits)
         told, tensors = encode_all(saved)
         header = {"kind": "result", "python": _python(), **told}
-        container.write(result, header, tensors, most=limits.result_bytes)
+        writing = Writing(link, sum(it.nbytes for it in tensors.values())).told
+        container.write(result, header, tensors, most=limits.result_bytes, told=writing)
     except BlockFailed:
         raise
     except Exception as error:
@@ -101,7 +85,7 @@ def run(model: Any, block: Block, link: Link, limits: Limits) -> dict[str, Any]:
     names_before, edits_before = model._names, list(model._edits)
     try:
         _prepare(model, block)
-        with keeping() as saved, _TellingTokens(model, block, link):
+        with keeping() as saved, said.to(link.log), Generating(model, link):
             exec(code, names)
     except BaseException as error:
         raise BlockFailed(fault_of(error, frozenset({file}))) from error
@@ -196,29 +180,6 @@ def _with(call: ast.expr, text: Text) -> tuple[CodeType, str]:
 
 
 # What comes of it ---------------------------------------------------------------------------------
-
-
-class _TellingTokens:
-    """While it is entered, every new token of a generation is told."""
-
-    def __init__(self, model: Any, block: Block, link: Link) -> None:
-        generator = getattr(model, "_extras", {}).get("generator")
-        self._streamer = getattr(generator, "streamer", None) if block.kind == "generate" else None
-        self._link = link
-        self._step = 0
-        self._remove: Callable[[], None] | None = None
-
-    def __enter__(self) -> None:
-        if self._streamer is not None:
-            self._remove = self._streamer.register_forward_hook(self._tell).remove
-
-    def _tell(self, module: Any, given: Any, tokens: Any) -> None:
-        self._link.token(self._step, tuple(tokens.reshape(-1).tolist()))
-        self._step += 1
-
-    def __exit__(self, *_: object) -> None:
-        if self._remove is not None:
-            self._remove()
 
 
 def _to_send_back(names: Mapping[str, Any], body: Text, saved: Mapping[int, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ A server is not trusted: redirects are not followed, cookies not kept, answers n
 HTTP library and never longer than was said, and nothing that comes is ever unpickled.
 """
 
-import ipaddress
 import os
 import socket
 import threading
@@ -26,8 +25,14 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
-from insitu.errors import InsituWarning, ServerUnreachableError, UsageError
-from insitu.remote.client import refusals, words
+from insitu.errors import (
+    InsituWarning,
+    ServerError,
+    ServerRefusedError,
+    ServerUnreachableError,
+    UsageError,
+)
+from insitu.remote.client import keys, refusals, words
 from insitu.remote.protocol import VERSION
 from insitu.settings import CONFIG, KEY_VARIABLE
 
@@ -161,7 +166,7 @@ class Connection:
 
     @staticmethod
     def of(remote: "bool | str | Connection") -> "Connection":
-        """The server that `remote=` means, with the key of this process; kept for the next time.
+        """The server that `remote=` means, with its key, where this process has it; kept.
 
         Raises:
             UsageError: `remote=True` and no server is set, or no address.
@@ -176,10 +181,11 @@ class Connection:
                 "it is True for the server in CONFIG.API.HOST, or the address of one.",
                 'write remote=True, or remote="http://127.0.0.1:8000".',
             )
-        named = remote.rstrip("/"), CONFIG.api_key, os.getpid()  # a fork shares no sockets
+        key = keys.key_for(remote)
+        named = remote.rstrip("/"), key, os.getpid()  # a fork shares no sockets
         with _connections_lock:
             if named not in _connections:
-                _connections[named] = Connection(remote, CONFIG.api_key)
+                _connections[named] = Connection(remote, key)
             _connections.move_to_end(named)
             while len(_connections) > _KEPT:
                 _connections.popitem(last=False)
@@ -208,7 +214,10 @@ class Connection:
         if 200 <= answer.status < 300 and not answer.header("Content-Encoding"):
             return answer
         with answer:
-            raise refusals.of(answer)
+            refusal: ServerError = refusals.of(answer)
+        if isinstance(refusal, ServerRefusedError) and refusal.status == 401 and not self.key:
+            refusal = keys.explained(refusal, self.url)
+        raise refusal
 
     def _sent(
         self,
@@ -360,11 +369,4 @@ def _address(url: str) -> tuple[str, bool]:
             "a key in an address ends up in logs.",
             f"leave it out; give the key to CONFIG.set_default_api_key(), or set {KEY_VARIABLE}.",
         )
-    return url.rstrip("/"), _is_near(host)
-
-
-def _is_near(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return url.rstrip("/"), keys.is_near(host)

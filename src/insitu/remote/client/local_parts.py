@@ -16,11 +16,15 @@ import torch
 
 from insitu.engine.capture.scope import Names
 from insitu.engine.save import keeping
-from insitu.errors import NotSendableError
+from insitu.errors import NotSendableError, WireError
 from insitu.remote.blocks.taken import Part
+from insitu.remote.client import named
 from insitu.remote.protocol import Limits
 from insitu.remote.wire import container
 from insitu.remote.wire.values import decode_all, encode_all
+
+HERE = "local"
+"""`remote="local"`: encoded, decoded and run in this process, through the code of a server."""
 
 
 class LocalParts:
@@ -31,6 +35,8 @@ class LocalParts:
         self._names = [Names(frame, part.body) for part in parts]
         self._limits = limits
         self._live = True
+        self.url = HERE
+        """Of the server."""
         self.known: dict[str, Any] = {}
         """What parts have assigned, and what the server has handed over."""
 
@@ -49,12 +55,15 @@ class LocalParts:
 
         Its values may stay in the payload, where they are; what is given back is in pieces, some
         of which are memory of the values assigned.
+
+        Raises:
+            ServerError: the block has no such part, or it has not asked for these values.
         """
-        header, tensors = container.unpack(
-            payload, most=self._limits.local_bytes, header_most=self._limits.header_bytes
-        )
-        given = decode_all(header, tensors)
+        if index >= len(self._parts):
+            raise named.no_such_part(index, len(self._parts), self.url)
         part = self._parts[index]
+        given = self._read(payload)
+        named.check_given(given, part.wanted, part.sites, self.url)
         before = {name: _print(value) for name, value in given.items() if name not in part.sites}
         self._run(part, self._names[index], given)
         gives = {name: self.known[name] for name in part.gives if name in self.known}
@@ -62,6 +71,15 @@ class LocalParts:
             name for name, was in before.items() if name not in gives and _print(given[name]) != was
         ]
         return _answer(gives, {name: given[name] for name in changed})
+
+    def _read(self, payload: bytes | bytearray) -> dict[str, Any]:
+        try:
+            header, tensors = container.unpack(
+                payload, most=self._limits.local_bytes, header_most=self._limits.header_bytes
+            )
+            return decode_all(header, tensors)
+        except WireError as error:
+            raise named.unreadable(error.why, self.url) from error
 
     def _run(self, part: Part, names: Names, given: dict[str, Any]) -> None:
         self.known.update((name, it) for name, it in given.items() if name not in part.sites)

@@ -9,14 +9,18 @@ value that cannot travel, a `local()` part that stands where it cannot be cut ou
 """
 
 import sys
+from collections.abc import Iterable
 from functools import partial
 from io import BytesIO
 from types import FrameType, TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from insitu.engine.capture.bodies import Names, Skip, find_body
 from insitu.engine.capture.futures import names_of
 from insitu.engine.capture.parsing import parse
+from insitu.engine.capture.scope import Body
 from insitu.engine.capture.skip import without_skip
 from insitu.engine.save import mount
 from insitu.engine.trace import is_entered
@@ -26,10 +30,11 @@ from insitu.remote import allowed
 from insitu.remote.blocks.block import Block, Text, sent
 from insitu.remote.blocks.faults import BlockFailed, error_of
 from insitu.remote.blocks.run import RETURNED, execute
-from insitu.remote.blocks.taken import take_apart
+from insitu.remote.blocks.taken import Taken, take_apart
+from insitu.remote.client import named
 from insitu.remote.client.connection import Connection
 from insitu.remote.client.job import Caller, RemoteJob
-from insitu.remote.client.local_parts import LocalParts
+from insitu.remote.client.local_parts import HERE, LocalParts
 from insitu.remote.client.model_key import check_attached, edits_of, key_of, renamed_of, views_of
 from insitu.remote.client.shown import show
 from insitu.remote.protocol import Limits
@@ -38,8 +43,6 @@ from insitu.remote.wire.places import place_of
 from insitu.remote.wire.values import decode_all
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-HERE = "local"
-"""`remote="local"`: encoded, decoded and run in this process, through the code of a server."""
 
 
 def begin(
@@ -62,6 +65,9 @@ class RemoteTracer:
         self._model = model
         self._block = Block(kind, args, settings, None)
         self._job: RemoteJob | None = None
+        self._taken: Taken | None = None
+        self._body: Body | None = None
+        self._url = HERE
         if self._remote != HERE:
             self._block.edits = edits_of(model)
             self._block.renamed = renamed_of(model)
@@ -78,8 +84,11 @@ class RemoteTracer:
             )
         return self._job
 
-    def log(self, *values: Any) -> None:
-        """Print values: here, in a `local()` part; elsewhere in the block, by the server."""
+    def log(self, *values: Any, tags: Iterable[str] | str = ()) -> None:
+        """Print values: here, in a `local()` part; elsewhere in the block, by the server.
+
+        The job's log can be filtered by the tags of what the server says.
+        """
         print(*values)
 
     def __getattr__(self, name: str) -> Any:
@@ -132,7 +141,7 @@ class RemoteTracer:
         self._parts = LocalParts(taken.parts, frame, Limits())
         if body.target is not None:
             self._parts.known[body.target] = self
-        self._names, self._body = names, body
+        self._names, self._body, self._taken = names, body, taken
         self._payload = self._packed()
 
     def __exit__(
@@ -157,18 +166,19 @@ class RemoteTracer:
 
     def _take(self, values: dict[str, Any] | None) -> None:
         """Assign in the caller's frame what came back."""
+        assert self._body is not None
+        assert self._block.body is not None
         if self._body.target is not None:
             self._names[self._body.target] = self
-        assert self._block.body is not None
         for name, value in (values or {}).items():
-            given = self._block.body.names.get(name)
-            if type(given) is type(value) is list:
+            given: Any = self._block.body.names.get(name)
+            if not named.fills(given, value):
+                self._names[name] = value
+            elif isinstance(given, list):
                 given[:] = value
-            elif type(given) is type(value) is dict:
+            else:
                 given.clear()
                 given.update(value)
-            else:
-                self._names[name] = value
         self._names.write_back()
 
     def _watch(self, job: RemoteJob) -> None:
@@ -186,10 +196,15 @@ class RemoteTracer:
         payload = self._packed() if payload is None else payload
         parts = getattr(self, "_parts", None)
         if self._remote == HERE:
-            return _run_here(self._model, payload, parts)
-        caller = Caller(None if parts is None else parts.run, decode=decode_all, error=error_of)
+            return self._decoded(*_run_here(self._model, payload, parts))
+        connection = Connection.of(self._remote)
+        self._url = connection.url
+        if parts is not None:
+            parts.url = connection.url
+        run = None if parts is None else parts.run
+        caller = Caller(run, decode=self._decoded, error=error_of)
         title = f"{self._block.kind} of {key_of(self._model)}"
-        job = RemoteJob.sent(Connection.of(self._remote), payload, caller, title=title)
+        job = RemoteJob.sent(connection, payload, caller, title=title)
         self._job = job
         if self._blocking:
             self._watch(job)
@@ -199,6 +214,13 @@ class RemoteTracer:
             parts.leave_the_frame()
         job.start()
         return None
+
+    def _decoded(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """A result, by name: the names that it may give values to, and no others."""
+        values = decode_all(header, tensors)
+        given = {} if self._block.body is None else self._block.body.names
+        named.check_result(values, self._taken, self._body, given, self._url)
+        return values
 
 
 class _Loopback:
@@ -227,13 +249,14 @@ class _Loopback:
             raise
 
 
-def _run_here(model: Any, payload: bytes, parts: LocalParts | None) -> dict[str, Any]:
+def _run_here(
+    model: Any, payload: bytes, parts: LocalParts | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     result, limits, link = BytesIO(), Limits(), _Loopback(parts)
     try:
         execute(model, payload, link, result, limits)
     except BlockFailed as failed:
         raise (link.error or error_of(failed.fault)) from None
-    header, tensors = container.unpack(
+    return container.unpack(
         result.getvalue(), most=limits.result_bytes, header_most=limits.header_bytes
     )
-    return decode_all(header, tensors)

@@ -24,6 +24,7 @@ async def info(server: Server, request: Request) -> Response:
             "trust": server.trust,
             "limits": asdict(server.desk.limits),
             "python": platform.python_version(),
+            "waiting": len(server.desk.line),
         }
     )
 

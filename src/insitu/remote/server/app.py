@@ -59,7 +59,7 @@ def _answering(server: Server, endpoint: Endpoint) -> Callable[[Request], Awaita
         try:
             return await endpoint(server, request)  # type: ignore[return-value]  # any ASGI app is one
         except Refusal as error:
-            refusal = error
+            refusal = _alone(error)
         except StoreTrouble as error:
             refusal = error.refusal
             log.error("%s %s", error, refusal.why)
@@ -70,6 +70,12 @@ def _answering(server: Server, endpoint: Endpoint) -> Callable[[Request], Awaita
         return refusal.response()
 
     return answer
+
+
+def _alone(error: Refusal) -> Refusal:
+    """Without the frames that it came through: they may hold a body of 200 MB."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -45,7 +45,7 @@ class Door:
                 f"It was given {', '.join(found.scopes)}.",
                 f"Ask who runs the server for a key with --scopes {scope}.",
             )
-        _check_version(request)
+        _check_version(request, asked_for=self.locked)
         return found
 
     def _known(self, request: Request) -> Caller:
@@ -100,9 +100,16 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _check_version(request: Request) -> None:
-    said = request.headers.get("x-protocol", str(VERSION))
-    if said != str(VERSION):
+def _check_version(request: Request, asked_for: bool) -> None:
+    said = request.headers.get("x-protocol")
+    if said is None and asked_for and request.url.path.startswith("/v1/"):
+        raise Refusal(
+            400,
+            "the request has no header X-Protocol.",
+            f"This server speaks protocol {VERSION}, and is told which one a client speaks.",
+            f"Send X-Protocol: {VERSION} with every request.",
+        )
+    if said not in (None, str(VERSION)):
         raise Refusal(
             400,
             f"this server speaks protocol {VERSION}, not {said[:20]}.",

@@ -15,8 +15,9 @@ from insitu.remote.protocol import ENDS, Ended, Fault, Limits, Task, Workers
 from insitu.remote.server.files import Folder, sha256_of
 from insitu.remote.server.jobs import Job
 from insitu.remote.server.queue import Line, Waiting
+from insitu.remote.server.quota import Quota
 from insitu.remote.server.refusal import Refusal, StoreTrouble, queue_full
-from insitu.remote.server.store import ADD_JOB, ADD_KEY, RETRY_S, Statement, Store
+from insitu.remote.server.store import ADD_JOB, ADD_KEY, RETRY_S, Statement, Store, forgotten
 
 log = logging.getLogger("insitu")
 
@@ -33,6 +34,9 @@ ROWS_KEPT = 7
 LOST_RESTART = "The server was stopped while your job ran; send it again."
 LOST_MODEL = "The server was started again without this job's model."
 LOST_FILE = "The server no longer has this job's request; send it again."
+LOADING_TOO_LONG = """its model was not loaded within {limits.loading_s:g} s.
+Why: the server waits no longer than that for a model, or for room for it in memory.
+Next: send it again later, or ask who runs the server; GET /v1/models tells how its models are."""
 LOST_WORKER = "The server failed while your job ran; send it again."
 
 
@@ -60,6 +64,7 @@ class Desk:
         self.folder = folder
         self.workers = workers
         self.limits = limits
+        self.quota = Quota(store, folder, limits)
         self.line = Line(limits.queue, limits.queue_per_user)
         self.counts = Counts()
         self.live: dict[str, Job] = {}
@@ -74,6 +79,7 @@ class Desk:
     async def open(self) -> None:
         """Take up what an earlier server has left; workers have been started."""
         self.store.committed = self._wake
+        self.quota.open()
         left = self.store.unended(ENDS)
         self.folder.remove_strays({row["id"] for row in left})
         models = {it.name for it in self.workers.models()}
@@ -82,6 +88,7 @@ class Desk:
                 row["id"], row["user"], row["model"], self.store, self.limits, row["last"] or 0
             )
             job.created, job.began, job.phase = row["created"], row["began"], row["phase"]
+            job.rows_bytes = row["told"] or 0
             self.live[job.id] = job
             if row["phase"] in ("LOADING", "RUNNING"):
                 await self._end(job, _lost(LOST_RESTART))
@@ -176,7 +183,7 @@ class Desk:
             self.counts.begun += 1
             self.counts.waited_s += time.time() - job.created
             self._starting[job.model] += 1
-            job.began_here = time.time()
+            job.began_here, job.given_at = time.time(), time.monotonic()
             self._running[job.id] = asyncio.create_task(self._run(job), name=f"job {job.id}")
             self._moved = True
 
@@ -197,7 +204,8 @@ class Desk:
 
     async def _ran(self, job: Job) -> Ended:
         request, result = self.folder.request(job.id), self.folder.result(job.id)
-        task = Task(job.id, job.model, request, result, self.limits)
+        job.limits = self.quota.of_a_job()
+        task = Task(job.id, job.model, request, result, job.limits)
         self._starting[job.model] -= 1
         if job.cancelled:
             return Ended("CANCELLED")
@@ -216,14 +224,17 @@ class Desk:
 
     def _overdue(self, job: Job) -> Ended | None:
         """How a job ends whose workers do not end it."""
-        now = time.time()
-        if job.cancelled_at is not None and now - job.cancelled_at > CANCEL_S:
+        now, limits = time.monotonic(), self.limits
+        if job.cancelled_at is not None and time.time() - job.cancelled_at > CANCEL_S:
             return Ended("CANCELLED")
-        bound = self.limits.wall_s + self.limits.local_total_s + GRACE_S
-        if job.began is not None and now - job.began > bound:
-            text = f"The job ran for more than {self.limits.wall_s:.0f} s."
-            return Ended("TIMEOUT", Fault("TimeoutError", text))
-        return None
+        if job.began_at is None:
+            since, bound, text = job.given_at or now, limits.loading_s, LOADING_TOO_LONG
+        else:
+            bound = limits.wall_s + limits.local_total_s + GRACE_S
+            since, text = job.began_at, f"The job ran for more than {limits.wall_s:.0f} s."
+        if now - since <= bound:
+            return None
+        return Ended("TIMEOUT", Fault("TimeoutError", text.format(limits=limits)))
 
     async def _end(self, job: Job, ended: Ended) -> None:
         result = None
@@ -242,6 +253,7 @@ class Desk:
         self._moved = True
         self.dispatch()
         await self._written(job, rows)
+        self.quota.grew(job.user, result[0] if result else 0, job.rows_bytes)
         self.folder.remove_request(job.id)
         self.live.pop(job.id, None)
         job.news.tell()
@@ -261,8 +273,8 @@ class Desk:
         except OSError as error:
             text = f"The job was run, and its result could not be kept: {error.strerror}."
             return Ended("LOST", Fault("ServerError", text)), None
-        if result[0] > self.limits.result_bytes:
-            text = f"The result is larger than {self.limits.result_bytes:,} bytes; save less."
+        if result[0] > job.limits.result_bytes:
+            text = f"The result is larger than {job.limits.result_bytes:,} bytes; save less."
             return Ended("ERROR", Fault("insitu.ResultTooLargeError", text)), None
         return ended, result
 
@@ -315,6 +327,7 @@ class Desk:
                 if self._moved:
                     self._moved = False
                     self._tell_places()
+                await self._kept_small()
                 if time.monotonic() - swept > SWEEP_S:
                     swept = time.monotonic()
                     await self._sweep()
@@ -327,18 +340,27 @@ class Desk:
             if (job := self.live.get(id)) is not None:
                 job.stands_at(place, len(places))
 
+    async def _kept_small(self) -> None:
+        try:
+            await self.quota.keep()
+        except StoreTrouble as trouble:  # the next tick tries it again
+            log.error("what is old cannot be forgotten: %s", trouble.refusal.why)
+
     async def _sweep(self) -> None:
         gone = await asyncio.to_thread(self.folder.remove_old)
         for id in gone:
-            self.store.post(("UPDATE jobs SET kept = 0 WHERE id = ?", (id,)))
+            row = self.store.job(id)
+            if row is not None and row["kept"]:
+                self.quota.grew(row["user"], -(row["result_bytes"] or 0), 0)
+                await self.store.write(("UPDATE jobs SET kept = 0 WHERE id = ?", (id,)))
         before = time.time() - ROWS_KEPT * self.folder.keep_s
-        old = self.store.rows("SELECT id FROM jobs WHERE ended < ? LIMIT 100", (before,))
-        for (id,) in old:
-            self.store.post(
-                ("DELETE FROM events WHERE job = ?", (id,)),
-                ("DELETE FROM idempotency WHERE job = ?", (id,)),
-                ("DELETE FROM jobs WHERE id = ?", (id,)),
-            )
+        old = self.store.rows(
+            "SELECT id, user, rows_bytes, result_bytes * kept FROM jobs WHERE ended < ? LIMIT 100",
+            (before,),
+        )
+        for id, user, size, result in old:
+            await self.store.write(*forgotten(id))
+            self.quota.grew(user, -(result or 0), -size)
 
 
 def not_waiting(number: int) -> Refusal:

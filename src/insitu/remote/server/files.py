@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from insitu.remote.server import private
 from insitu.remote.server.refusal import Refusal, too_large
 from insitu.remote.wire.filling import Filling
 
@@ -35,7 +36,7 @@ class Folder:
         self.keep_s = keep_s
         self.free_bytes = free_bytes
         for part in ("requests", "results"):
-            (path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+            private.folder(path / part)
 
     def request(self, job: str) -> Path:
         """Where a job's request is."""
@@ -58,6 +59,19 @@ class Folder:
         free = shutil.disk_usage(self.path).free
         if free < self.free_bytes:
             raise _disk_full(f"{free / 2**20:.0f} MB are left of its data folder's disk.")
+
+    def share(self, most: int, held: int) -> int:
+        """What one user's results may take: half of what all may, and so much at most.
+
+        Args:
+            held: what all results take now.
+        """
+        free = shutil.disk_usage(self.path).free - self.free_bytes
+        return max(0, min(most, (free + held) // 2))
+
+    def remove_result(self, job: str) -> None:
+        """It has been kept long enough."""
+        self.result(job).unlink(missing_ok=True)
 
     def remove_old(self, now: float | None = None) -> list[str]:
         """Remove results that have been kept long enough; whose they were."""
@@ -84,7 +98,7 @@ class Folder:
         digest = hashlib.sha256()
         held = bytearray()
         try:
-            with file.open("wb") as out:
+            with private.opened(file) as out:
                 async for part in paced(body, most):
                     digest.update(part)
                     held += part

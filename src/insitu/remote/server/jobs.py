@@ -24,10 +24,12 @@ from insitu.remote.protocol import (
     Token,
     Told,
 )
-from insitu.remote.server.store import ADD_EVENT, PENDING, Statement, Store
+from insitu.remote.server.store import ADD_EVENT, ROW_BYTES, Statement, Store
 
 SPARE = 200
 """Events kept free of a job's bound for its phases, its local parts and its end."""
+PLACES = 500
+"""In the queue, told of one job."""
 FAULT_CHARS = 64_000
 FRAMES = 100
 GAP = "What came before this is left out: the server's disk did not take it."
@@ -69,16 +71,24 @@ class Job:
         """The number of its newest event."""
         self.created = time.time()
         self.began: float | None = None
+        self.began_at: float | None = None
+        """The same, by a clock that does not jump."""
         self.ended: float | None = None
         self.waiting: Local | None = None
         """The local part that it waits for."""
+        self.coming: asyncio.Task[bytearray] | None = None
+        """The values that are being received for it."""
+        self.given_at: float | None = None
+        """When it was given to workers, by a clock that does not jump."""
         self.began_here: float | None = None
         """When it was given to workers by this process."""
         self.cancelled = False
         self.cancelled_at: float | None = None
         self.place = (0, 0)
         self._store = store
-        self._lines = 0
+        self.rows_bytes = 0
+        """Of its events until now."""
+        self._told = self._lines = self._places = 0
         self._left_out = False
         self._gap = False
 
@@ -88,6 +98,7 @@ class Job:
         """The row of the next event."""
         self.last += 1
         text = json.dumps({"time": round(time.time(), 6), **data}, separators=(",", ":"))
+        self.rows_bytes += len(text) + ROW_BYTES
         return ADD_EVENT, (self.id, self.last, kind, text)
 
     def tell(self, kind: str, **data: Any) -> None:
@@ -99,6 +110,7 @@ class Job:
         self.phase = phase
         if phase == "RUNNING" and self.began is None:
             self.began = time.time()
+            self.began_at = time.monotonic()
         text = (text or TEXTS.get(phase, ""))[: self.limits.line_chars]
         change = (
             "UPDATE jobs SET phase = ?, began = ?, text = ? WHERE id = ?",
@@ -111,8 +123,9 @@ class Job:
         self._store.post(*self.phase_row(phase, text), jobs=(self.id,))
 
     def stands_at(self, place: int, of: int) -> None:
-        """Its place in the queue, told when it is another one."""
-        if (place, of) != self.place:
+        """Its place in the queue, told when it is another one; not that others came behind it."""
+        if place != self.place[0] and self._places < PLACES:
+            self._places += 1
             self.place = (place, of)
             self.tell("queue", done=place, of=of)
 
@@ -120,13 +133,16 @@ class Job:
         """The last rows: the phase's, and the end's."""
         self.ended = time.time()
         self.waiting = None
+        if self.coming is not None:
+            self.coming.cancel()
         fault = fault_as_json(ended.fault)
         size, sha = result or (None, None)
         text = "" if ended.fault is None else ended.fault.text.partition("\n")[0]
         rows = self.phase_row(ended.phase, text)
         change = (
-            "UPDATE jobs SET ended = ?, fault = ?, result_bytes = ?, result_sha = ? WHERE id = ?",
-            (self.ended, json.dumps(fault) if fault else None, size, sha, self.id),
+            "UPDATE jobs SET ended = ?, fault = ?, result_bytes = ?, result_sha = ?, "
+            "rows_bytes = ? WHERE id = ?",
+            (self.ended, json.dumps(fault) if fault else None, size, sha, self.rows_bytes, self.id),
         )
         told = None if result is None else {"bytes": size, "sha256": sha}
         return *rows, change, self.event("end", phase=ended.phase, fault=fault, result=told)
@@ -148,6 +164,7 @@ class Job:
             return
         if self._left_out or self._too_many(it) or self._is_behind():
             return
+        self._told += 1
         chars = self.limits.line_chars
         if isinstance(it, Log):
             self._lines += 1
@@ -160,7 +177,7 @@ class Job:
 
     def _is_behind(self) -> bool:
         """Whether the disk takes nothing, and enough waits for it."""
-        if self._store.pending() > PENDING:
+        if self._store.is_behind:
             self._gap = True
             return True
         if self._gap:
@@ -169,9 +186,12 @@ class Job:
         return False
 
     def _too_many(self, it: Told) -> bool:
-        if self.last >= self.limits.events - SPARE:
+        if self._told >= self.limits.events - SPARE:
             self._left_out = True
             bound = f"{self.limits.events:,} events"
+        elif self.rows_bytes >= self.limits.told_bytes:
+            self._left_out = True
+            bound = f"{self.limits.told_bytes:,} bytes"
         elif isinstance(it, Log) and self._lines >= self.limits.log_lines:
             if self._lines > self.limits.log_lines:
                 return True

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from insitu.errors import UsageError
+from insitu.remote.server import private
 
 SCOPES = ("run", "read", "admin")
 PREFIX = "insitu"
@@ -65,12 +66,12 @@ class Keys:
     """The keys of a server, in a file of their own that `insitu keys` changes while it runs."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.folder(path.parent)
+        private.file(path)
         self.path = path
         self._rows = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
         self._rows.execute("PRAGMA journal_mode = WAL")
         self._rows.execute(SCHEMA)
-        path.chmod(0o600)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 PORT = 8765
 TRUSTS = ("self", "team", "public")
+BACKENDS = ("processes", "ray")
 _UNITS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 
 
@@ -54,12 +55,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--data", type=Path, metavar="FOLDER", help="where jobs and results are kept"
     )
-    serve.add_argument(
-        "--apart", action="store_true",
-        help="models compute in processes of their own: no job shares memory with the weights "
-        "(on a GPU always so, with --trust team and public)",
-    )  # fmt: skip
-    serve.add_argument("--threads", type=int, metavar="N", help="of a model's forward on the CPU")
+    _add_places(serve)
     serve.add_argument(
         "--keep", type=days, default=1.0, metavar="TIME", help="how long results stay: 12h, 1d"
     )
@@ -74,6 +70,27 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "--lazy", dest="preload", action="store_false", help="load a model when it is first asked"
     )
     serve.add_argument("--json-logs", action="store_true", help="logs as JSON, a line each")
+
+
+def _add_places(serve: argparse.ArgumentParser) -> None:
+    """Where models compute."""
+    serve.add_argument(
+        "--apart", action="store_true",
+        help="models compute in processes of their own: no job shares memory with the weights "
+        "(on a GPU always so, with --trust team and public)",
+    )  # fmt: skip
+    serve.add_argument("--threads", type=int, metavar="N", help="of a model's forward on the CPU")
+    serve.add_argument(
+        "--backend", choices=BACKENDS, default=BACKENDS[0],
+        help="where models are: processes of this machine (default), or replicas on Ray",
+    )  # fmt: skip
+    serve.add_argument(
+        "--address", default="", metavar="ADDRESS",
+        help="of a Ray cluster: auto, host:port, ray://host:port; by default one is started here",
+    )  # fmt: skip
+    serve.add_argument(
+        "--replicas", type=count, default=1, metavar="N", help="of each model, with --backend ray"
+    )
 
 
 def _add_keys(keys: argparse.ArgumentParser) -> None:
@@ -97,6 +114,13 @@ def days(text: str) -> float:
     if found is None or float(found[1]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: write 12h, 30d or 4w")
     return float(found[1]) * _UNITS[found[2] or "d"]
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
 
 
 def data_folder(said: Path | None) -> Path:

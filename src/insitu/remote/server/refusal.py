@@ -8,6 +8,10 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
+LATER = (429, 503, 507)
+"""What may be otherwise when the client comes again; each says when."""
+RETRY_AFTER_S = 2
+
 
 class Refusal(Exception):
     """An answer that is an error: `{"what", "why", "next"}` and a status."""
@@ -20,7 +24,8 @@ class Refusal(Exception):
         self.what = what
         self.why = why
         self.next = next
-        self.headers = dict(headers or {})
+        later = {"Retry-After": str(RETRY_AFTER_S)} if status in LATER else {}
+        self.headers = {**later, **(headers or {})}
 
     def response(self) -> Response:
         """The answer itself."""

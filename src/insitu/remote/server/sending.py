@@ -15,6 +15,7 @@ from insitu.remote.server.desk import not_waiting
 from insitu.remote.server.download import Download
 from insitu.remote.server.refusal import Refusal, json_response
 from insitu.remote.server.state import Server
+from insitu.remote.server.stream import Reader
 
 LISTED = 200
 
@@ -57,8 +58,15 @@ async def follow_job(server: Server, request: Request) -> ASGIApp:
     row = job_of(server, caller, request)
     said = request.headers.get("last-event-id") or request.query_params.get("after")
     after = whole_number(said, "Last-Event-ID", 0)
+
+    def is_welcome() -> bool:
+        try:
+            return server.door.caller(request, "read") is not None
+        except Refusal:
+            return False
+
     accept = request.headers.get("accept", "")
-    return server.follow(caller.name, row["id"], after, accept)
+    return server.follow(row["id"], after, Reader(caller.name, accept, is_welcome))
 
 
 async def send_result(server: Server, request: Request) -> ASGIApp:
@@ -67,15 +75,19 @@ async def send_result(server: Server, request: Request) -> ASGIApp:
     file = server.folder.result(row["id"])
     if row["result_sha"] is None:
         raise _no_result(row, server.over(row["phase"]))
-    if not await asyncio.to_thread(file.exists):
+    headers = dict(request.headers.items())
+    try:
+        return await asyncio.to_thread(
+            Download, file, row["result_sha"], server.desk.counts, headers
+        )
+    except FileNotFoundError:
         raise Refusal(
             410,
             "this result is kept no longer.",
-            f"Results are kept for {server.folder.keep_s / 3600:.0f} hours.",
+            f"Results are kept for {server.folder.keep_s / 3600:.0f} hours, and of one user "
+            f"{server.desk.limits.kept_bytes:,} bytes at most; on a full disk less.",
             "Run the block again.",
-        )
-    headers = dict(request.headers.items())
-    return Download(file, row["result_sha"], server.desk.counts, headers)
+        ) from None
 
 
 async def send_values(server: Server, request: Request) -> Response:

@@ -20,9 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from insitu.errors import ServerError, UsageError
+from insitu.errors import MissingPackageError, ServerError, UsageError
 from insitu.remote.protocol import Limits, Workers
-from insitu.remote.server import patience
+from insitu.remote.server import patience, private
 from insitu.remote.server.app import application
 from insitu.remote.server.callers import Door, is_loopback
 from insitu.remote.server.files import Folder
@@ -77,7 +77,7 @@ def run(
         limits = limits or Limits()
         if not door.locked:  # one user: the queue is theirs
             limits = replace(limits, queue_per_user=limits.queue)
-        workers = workers or _pool(options, folder.path)
+        workers = workers or _workers(options, folder.path)
         server = Server(folder, workers, limits, door, options.trust)
         server.lazy = not options.preload
         held.enter_context(to_stderr(options.json_logs))
@@ -146,27 +146,58 @@ async def _say_ready(server: Server) -> None:
 # what it needs ---------------------------------------------------------------------------------
 
 
-def _pool(options: argparse.Namespace, folder: Path) -> Workers:
-    pool = importlib.import_module("insitu.remote.worker.pool")
-    found: Workers = pool.Pool(
+def _workers(options: argparse.Namespace, folder: Path) -> Workers:
+    """Where jobs run.
+
+    Raises:
+        MissingPackageError: Ray was asked for, and is not installed.
+        UsageError: what belongs to Ray was asked for without it.
+    """
+    if options.backend == "ray":
+        return _ray(options)
+    if options.address or options.replicas > 1:
+        raise UsageError(
+            "--address and --replicas are for models on Ray.",
+            "Without --backend ray every model is one process of this machine.",
+            "Add --backend ray, or leave them out.",
+        )
+    return _pool(options, folder)
+
+
+def _ray(options: argparse.Namespace) -> Workers:
+    if find_spec("ray") is None:
+        raise MissingPackageError(
+            "the package ray is not installed.",
+            "insitu serve --backend ray puts the models on a Ray cluster; nothing else needs it.",
+            'Install it: pip install "insitu[ray]".',
+        )
+    ray_workers = importlib.import_module("insitu.remote.worker.ray_workers")
+    found: Workers = ray_workers.RayWorkers(
         options.models,
+        address=options.address,
+        replicas=options.replicas,
         trust=options.trust,
-        device=_device(options.device),
+        device=options.device,
         threads=options.threads,
-        folder=folder,
         preload=options.preload,
         apart=options.apart,
     )
     return found
 
 
-def _device(asked: str) -> str:
-    """Where the models go: `auto` is a GPU where there is one."""
-    if asked != "auto":
-        return asked
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _pool(options: argparse.Namespace, folder: Path) -> Workers:
+    pool = importlib.import_module("insitu.remote.worker.pool")
+    devices = importlib.import_module("insitu.remote.worker.devices")
+    found: Workers = pool.Pool(
+        options.models,
+        trust=options.trust,
+        device=devices.auto() if options.device == "auto" else options.device,
+        threads=options.threads,
+        folder=folder,
+        preload=options.preload,
+        apart=options.apart,
+    )
+    return found
 
 
 def _door(options: argparse.Namespace, keys: Keys, host: str) -> Door:
@@ -212,7 +243,7 @@ def _port(host: str, port: int) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def _owned(folder: Path) -> Iterator[None]:
     """Hold a data folder, so that no second server runs the same jobs."""
-    with (folder / "lock").open("w") as lock:
+    with private.opened(folder / "lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -221,7 +252,7 @@ def _owned(folder: Path) -> Iterator[None]:
                 "Two servers would run the same jobs.",
                 "Stop the other one, or name another folder with --data.",
             ) from error
-        lock.write(f"{os.getpid()}\n")
+        lock.write(f"{os.getpid()}\n".encode())
         lock.flush()
         yield
 
@@ -239,8 +270,11 @@ def _more_files() -> None:
 def _introduce(options: argparse.Namespace, door: Door, url: str) -> None:
     lines = [
         _says(options.trust),
+        _says_of_ray(options),
         f"Serving {', '.join(options.models)} at {url} (Ctrl-C stops). In a notebook:",
-        '  insitu.CONFIG.set_default_api_key("…")' if door.locked else "",
+        f'  insitu.CONFIG.API.HOST = "{url}"; insitu.CONFIG.set_default_api_key("…")'
+        if door.locked
+        else "",
         f'  with model.trace("…", remote="{url}"):',
     ]
     text = "\n".join(line for line in lines if line)
@@ -254,6 +288,17 @@ def _says(trust: str) -> str:
     except ModuleNotFoundError:
         return f"Trust: {trust}."
     return str(jail.says(trust))
+
+
+def _says_of_ray(options: argparse.Namespace) -> str:
+    """Where the models are, when that is not here."""
+    if options.backend != "ray":
+        return ""
+    where = f"the Ray cluster at {options.address}" if options.address else "a Ray of its own"
+    text = f"Models: {options.replicas} of each on {where}."
+    if options.address:  # its own head listens on loopback alone, and asks for a token
+        text += " Whoever reaches that cluster can run anything on its nodes."
+    return text
 
 
 def _shown(host: str) -> str:

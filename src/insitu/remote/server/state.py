@@ -12,7 +12,7 @@ from insitu.remote.server.desk import Desk
 from insitu.remote.server.files import Folder
 from insitu.remote.server.refusal import Refusal
 from insitu.remote.server.store import Store
-from insitu.remote.server.stream import Events
+from insitu.remote.server.stream import Events, Reader
 
 STREAMS_PER_USER = 64
 STREAMS = 1_000
@@ -33,6 +33,8 @@ class Server:
         """Whether models are loaded when first asked for, so that none has to be ready."""
         self.streams: set[Events] = set()
         self.started = False
+        self._seen: set[str] = set()
+        """Models that have been ready."""
         self._opening: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()
         self.failure: BaseException | None = None
@@ -74,20 +76,31 @@ class Server:
             return "the workers are being started."
         if self.desk.draining:
             return "the server is being stopped."
-        wanting = [] if self.lazy else [it for it in self.models() if it.state != "ready"]
+        models = [] if self.lazy else self.models()
+        self._seen.update(it.name for it in models if it.state == "ready")
+        wanting = [it for it in models if self._is_wanting(it)]
+        if models and not wanting and not self._seen:
+            wanting = models
         return "" if not wanting else f"{wanting[0].name} is {wanting[0].state}."
+
+    def _is_wanting(self, model: ModelState) -> bool:
+        """One that was ready once and gave way to another is loaded again when it is asked for."""
+        return model.state == "failed" or (
+            model.state == "loading" and model.name not in self._seen
+        )
 
     def models(self) -> list[ModelState]:
         """The models that jobs may name."""
         return self.desk.workers.models()
 
-    def follow(self, user: str, job: str, after: int, accept: str = "") -> Events:
-        """A stream of a job's events, of a media type that the reader accepts.
+    def follow(self, job: str, after: int, reader: Reader) -> Events:
+        """A stream of a job's events.
 
         Raises:
             Refusal: too many are open.
         """
-        mine = sum(self.owner(it.job) == user for it in self.streams) if self.streams else 0
+        user = reader.user
+        mine = sum(it.user == user for it in self.streams)
         if mine >= STREAMS_PER_USER or len(self.streams) >= STREAMS:
             raise Refusal(
                 429,
@@ -96,12 +109,7 @@ class Server:
                 "Close those of jobs that nobody looks at.",
                 {"Retry-After": "5"},
             )
-        return Events(self.desk, job, after, self.streams, accept)
-
-    def owner(self, job: str) -> str | None:
-        """Whose a job of this process is."""
-        live = self.desk.live.get(job)
-        return None if live is None else live.user
+        return Events(self.desk, job, after, self.streams, reader)
 
     def over(self, phase: str) -> bool:
         """Whether a phase is a last one."""

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from insitu.remote.server import private
 from insitu.remote.server.refusal import StoreTrouble
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
   id TEXT PRIMARY KEY, user TEXT NOT NULL, model TEXT NOT NULL, phase TEXT NOT NULL,
   created REAL NOT NULL, began REAL, ended REAL, text TEXT NOT NULL DEFAULT '',
-  fault TEXT, result_bytes INTEGER, result_sha TEXT, kept INTEGER NOT NULL DEFAULT 1
+  fault TEXT, result_bytes INTEGER, result_sha TEXT, kept INTEGER NOT NULL DEFAULT 1,
+  rows_bytes INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS jobs_of_user ON jobs (user, created);
 CREATE INDEX IF NOT EXISTS jobs_in_phase ON jobs (phase);
@@ -39,6 +41,8 @@ CREATE TABLE IF NOT EXISTS idempotency (
 CREATE INDEX IF NOT EXISTS idempotency_of_job ON idempotency (job);
 """
 
+LATER = {"rows_bytes": "ALTER TABLE jobs ADD COLUMN rows_bytes INTEGER NOT NULL DEFAULT 0"}
+"""Columns that databases of earlier versions do not have."""
 ADD_EVENT = "INSERT INTO events (job, number, kind, data) VALUES (?, ?, ?, ?)"
 ADD_KEY = "INSERT INTO idempotency (user, key, body, job) VALUES (?, ?, ?, ?)"
 ADD_JOB = "INSERT INTO jobs (id, user, model, phase, created) VALUES (?, ?, ?, ?, ?)"
@@ -49,6 +53,11 @@ BUSY_MS = 2_000
 RETRY_S = 0.25
 PENDING = 50_000
 """Rows that may wait for a disk that takes none; then jobs, and what they tell, are refused."""
+PENDING_BYTES = 64 * 2**20
+"""… and how much they may hold."""
+
+ROW_BYTES = 100
+"""What an event takes beside its text."""
 
 Statement = tuple[str, Sequence[Any]]
 
@@ -61,6 +70,12 @@ class Write:
     done: asyncio.Future[None] | None = None
     jobs: tuple[str, ...] = ()
     """Whose readers are told after the commit."""
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory it holds."""
+        values = (it for _, given in self.statements for it in given)
+        return sum(len(it) for it in values if isinstance(it, str))
 
 
 class Store:
@@ -80,13 +95,17 @@ class Store:
         self._reader: sqlite3.Connection | None = None
         self._quick: sqlite3.Connection | None = None
         """For what cannot wait for the writer's turn; it waits for nobody."""
-        self._pending = 0
+        self._pending = self._pending_bytes = 0
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the file and start the writer."""
         self._loop = loop
+        private.file(self.path)
         self._writer = connect(self.path, self.busy_ms)
         self._writer.executescript(SCHEMA)
+        there = {row["name"] for row in self._writer.execute("PRAGMA table_info(jobs)")}
+        for name in LATER.keys() - there:
+            self._writer.execute(LATER[name])
         self._reader = connect(self.path, self.busy_ms)
         self._reader.execute("PRAGMA query_only = ON")
         self._quick = connect(self.path, 0)
@@ -105,8 +124,7 @@ class Store:
 
     def post(self, *statements: Statement, jobs: tuple[str, ...] = ()) -> None:
         """Write in order, soon; tried again until the database takes it."""
-        self._pending += len(statements)
-        self._queue.put(Write(statements, None, jobs))
+        self._put(Write(statements, None, jobs))
 
     def post_now(self, *statements: Statement, jobs: tuple[str, ...] = ()) -> None:
         """As `post`, and here and now where nothing waits for the writer: 0.1 ms, not 0.5."""
@@ -124,16 +142,25 @@ class Store:
             StoreTrouble: the database is locked, or the disk is full; nothing was written.
         """
         assert self._loop is not None
-        if self._pending > PENDING:
+        if self.is_behind:
             raise self._said(self.trouble or "its writer is behind")
-        self._pending += len(statements)
         done: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put(Write(statements, done, jobs))
+        self._put(Write(statements, done, jobs))
         await done
+
+    def _put(self, write: Write) -> None:
+        self._pending += len(write.statements)
+        self._pending_bytes += write.bytes
+        self._queue.put(write)
 
     def pending(self) -> int:
         """Statements that wait to be written."""
         return self._pending
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits to be written that nothing more should."""
+        return self._pending > PENDING or self._pending_bytes > PENDING_BYTES
 
     def _run(self) -> None:
         waiting: list[Write] = []
@@ -201,6 +228,7 @@ class Store:
         jobs: set[str] = set()
         for it in writes:
             self._pending -= len(it.statements)
+            self._pending_bytes -= it.bytes
             jobs.update(it.jobs)
             if it.done is not None and not it.done.done():
                 if trouble is None:
@@ -255,10 +283,20 @@ class Store:
         """Jobs that an earlier server did not bring to an end, oldest first."""
         marks = ", ".join("?" for _ in ends)
         return self.rows(
-            f"SELECT jobs.*, (SELECT MAX(number) FROM events WHERE job = jobs.id) AS last "
+            f"SELECT jobs.*, (SELECT MAX(number) FROM events WHERE job = jobs.id) AS last, "
+            f"(SELECT SUM(LENGTH(data) + ?) FROM events WHERE job = jobs.id) AS told "
             f"FROM jobs WHERE phase NOT IN ({marks}) ORDER BY created, id",
-            tuple(ends),
+            (ROW_BYTES, *ends),
         )
+
+
+def forgotten(job: str) -> tuple[Statement, ...]:
+    """Nothing of a job is left."""
+    return (
+        ("DELETE FROM events WHERE job = ?", (job,)),
+        ("DELETE FROM idempotency WHERE job = ?", (job,)),
+        ("DELETE FROM jobs WHERE id = ?", (job,)),
+    )
 
 
 def connect(path: Path, busy_ms: int) -> sqlite3.Connection:

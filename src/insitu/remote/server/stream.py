@@ -9,7 +9,8 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from sqlite3 import Row
 from typing import Any
 
@@ -23,6 +24,8 @@ from insitu.remote.server.refusal import StoreTrouble
 HEARTBEAT_S = 15.0
 SEND_S = 60.0
 """A reader that takes nothing for so long is gone."""
+LOOK_S = 1.0
+"""A reader's key is looked at so often, while there is something to send."""
 ROWS = 256
 PART_BYTES = 2**20
 """Of values that follow their event, sent at once."""
@@ -37,17 +40,35 @@ class ReaderGone(ConnectionError):
     """A reader has taken nothing for too long."""
 
 
+class ReaderUnwelcome(ConnectionError):
+    """A reader's key opens nothing any more."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who follows a job, and how."""
+
+    user: str
+    accept: str = ""
+    """The media types that they take."""
+    is_welcome: Callable[[], bool] = lambda: True
+    """Whether their key still opens anything."""
+
+
 class Events:
     """The answer to `GET /v1/jobs/{id}/events`."""
 
     def __init__(
-        self, desk: Desk, job: str, after: int, open_streams: set["Events"], accept: str = ""
+        self, desk: Desk, job: str, after: int, open_streams: set["Events"], reader: Reader
     ) -> None:
         self.desk = desk
         self.job = job
         self.after = after
-        self.follows = EVENTS_TYPE in accept
+        self.reader = reader
+        self.user = reader.user
+        self.follows = EVENTS_TYPE in reader.accept
         """Whether the reader takes values behind their event."""
+        self._looked = time.monotonic()
         self.open_streams = open_streams
         self.closing = asyncio.Event()
 
@@ -63,7 +84,7 @@ class Events:
             await self._follow(send, gone, closing)
             if not gone.done():
                 await sent(send, b"", more=False)
-        except (ReaderGone, StoreTrouble):
+        except (ReaderGone, ReaderUnwelcome, StoreTrouble):
             return  # the connection is closed with the stream unfinished: the client comes again
         finally:
             gone.cancel()
@@ -75,6 +96,7 @@ class Events:
         while not any(it.done() for it in over):
             live = self.desk.live.get(self.job)
             news = None if live is None else live.news.next()
+            self._look()
             rows = self.desk.store.events(self.job, self.after, ROWS)
             if rows:
                 self.after = rows[-1]["number"]
@@ -91,6 +113,18 @@ class Events:
                 waiting.cancel()
                 if not done:
                     await sent(send, b": %d\n\n" % time.time())
+
+    def _look(self) -> None:
+        """See now and then whether the reader's key was revoked or has expired.
+
+        Raises:
+            ReaderUnwelcome: it was.
+        """
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            if not self.reader.is_welcome():
+                raise ReaderUnwelcome
 
     async def _send_rows(self, send: Send, rows: Sequence[Row]) -> None:
         text = ""

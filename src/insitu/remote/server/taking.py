@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
+from collections.abc import Coroutine
 from sqlite3 import Row
 from typing import Any
 
@@ -15,6 +16,7 @@ from insitu.remote.protocol import VERSION
 from insitu.remote.server.asked import body_of, check_length, job_of, once_of, said_length
 from insitu.remote.server.desk import not_waiting
 from insitu.remote.server.files import collected, paced
+from insitu.remote.server.jobs import Job
 from insitu.remote.server.keys import Caller
 from insitu.remote.server.refusal import Refusal, StoreTrouble, json_response
 from insitu.remote.server.state import Server
@@ -132,9 +134,38 @@ async def take_values(server: Server, request: Request) -> Response:
         raise not_waiting(number)
     most = server.desk.limits.local_bytes
     check_length(request, most, "the values of a local() part")
-    payload = await collected(body_of(request), most, said_length(request))
+    payload = await _only(job, number, collected(body_of(request), most, said_length(request)))
     await server.desk.answer(job, number, payload)
     return Response(status_code=204)
+
+
+async def _only(job: Job, number: int, body: Coroutine[Any, Any, bytearray]) -> bytearray:
+    """A body, which takes the place of one that still comes for the same part.
+
+    A client whose connection has died sends again before the server has noticed.
+
+    Raises:
+        Refusal: another has taken its place, or the job has ended.
+    """
+    if job.coming is not None:
+        job.coming.cancel()
+    coming = job.coming = asyncio.create_task(body)
+    try:
+        return await coming
+    except asyncio.CancelledError:
+        if job.ended is not None:
+            raise not_waiting(number) from None
+        if job.coming is coming:
+            raise  # this request was cancelled, not its body
+        raise Refusal(
+            409,
+            "the values of this local() part were sent again.",
+            "Of values that still come only the last are taken.",
+            "Send the values of a part once.",
+        ) from None
+    finally:
+        if job.coming is coming:
+            job.coming = None
 
 
 async def cancel_job(server: Server, request: Request) -> Response:

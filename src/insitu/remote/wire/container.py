@@ -10,7 +10,7 @@ Numbers are little-endian, the header is UTF-8. Both sides read it as written by
 `bounds`. docs/protocol.md tells the format in full.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from torch import Tensor
@@ -30,6 +30,8 @@ from insitu.remote.wire.header import (
 from insitu.remote.wire.pieces import SMALL_BYTES, large, packed
 from insitu.remote.wire.tensors import Plan, bytes_of, described, made, planned
 
+_TOLD_BYTES = 4 * 2**20
+
 
 def pack(
     header: dict[str, Any], tensors: Mapping[str, Tensor] | None = None, *, level: int = 3
@@ -41,12 +43,12 @@ def pack(
         tensors: of any dtype, by name.
         level: of the compression of the header and of small tensors.
     """
-    return b"".join(_pieces(header, tensors or {}, level, None))
+    return b"".join(piece for piece, _ in _pieces(header, tensors or {}, level, None))
 
 
 def parts(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
     """A container, to be sent part by part: large tensors are in it with the memory they have."""
-    return list(_pieces(header, tensors, 3, None))
+    return [piece for piece, _ in _pieces(header, tensors, 3, None)]
 
 
 def write(
@@ -56,14 +58,32 @@ def write(
     *,
     most: int | None = None,
     level: int = 3,
+    told: Callable[[int], None] | None = None,
 ) -> None:
     """Write a container into a file, tensor by tensor.
+
+    Args:
+        file: where to.
+        header: what JSON can hold.
+        tensors: of any dtype, by name.
+        most: how many bytes it may inflate to.
+        level: of the compression of the header and of small tensors.
+        told: how many bytes of tensors more have been written, now and then.
 
     Raises:
         WireError: it would inflate to more than `most` bytes; nothing has been written.
     """
-    for piece in _pieces(header, tensors or {}, level, most):
-        file.write(piece)
+    for piece, size in _pieces(header, tensors or {}, level, most):
+        if told is None:
+            file.write(piece)
+        elif isinstance(piece, bytes):
+            file.write(piece)
+            told(size)
+        else:
+            for at in range(0, len(piece), _TOLD_BYTES):
+                part = piece[at : at + _TOLD_BYTES]
+                file.write(part)
+                told(len(part))
 
 
 def unpack(
@@ -95,7 +115,8 @@ def unpack(
 
 def _pieces(
     header: dict[str, Any], tensors: Mapping[str, Tensor], level: int, most: int | None
-) -> Iterator[bytes | memoryview]:
+) -> Iterator[tuple[bytes | memoryview, int]]:
+    """The container piece by piece, each with how many bytes of tensors are in it."""
     plans = described(tensors)
     listed = _padded(json_text(_listed(plans)))
     text = json_text(header)
@@ -103,24 +124,25 @@ def _pieces(
     waiting = bytearray(len(text).to_bytes(LENGTH_BYTES, "little") + text)
     waiting += len(listed).to_bytes(LENGTH_BYTES, "little") + listed
     before = MAGIC + bytes([VERSION])
-    at = 0
+    at = small = 0
     for plan in plans:
         memory = bytes_of(tensors[plan.name])
         if len(memory) <= SMALL_BYTES:
             waiting += memory
+            small += len(memory)
             if len(waiting) <= 4 * SMALL_BYTES:
                 continue
             memory = memoryview(b"")
         if waiting:
             before += packed(bytes(waiting), level)
             waiting = bytearray()
-        for piece in large(memory, at + len(before)) if memory else ():
-            yield before + piece if isinstance(piece, bytes) else piece
-            at, before = at + len(before) + len(piece), b""
+        for piece, size in large(memory, at + len(before)) if memory else ():
+            yield (before + piece if isinstance(piece, bytes) else piece), small + size
+            at, before, small = at + len(before) + len(piece), b"", 0
     if waiting:
         before += packed(bytes(waiting), level)
     if before:
-        yield before
+        yield before, small
 
 
 def _listed(plans: list[Plan]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Bytes as the pieces of a container: compressed where that shrinks them, and else as they are.
 
 for part in packed(head, level=3): file.write(part)
-for part in large(memory_of_a_tensor): file.write(part)
+for part, size in large(memory_of_a_tensor, at): file.write(part)
 
     kind, one byte | length, 8 bytes | so many bytes: 0 as they are, 1 zstd, 2 to be passed over
 
@@ -33,19 +33,22 @@ def packed(data: bytes | memoryview, level: int) -> bytes:
     return PREFIX.pack(PACKED, len(inside)) + inside
 
 
-def large(data: memoryview, at: int) -> Iterator[bytes | memoryview]:
-    """Pieces of something large; compressed where samples of it shrink, and else not copied.
+def large(data: memoryview, at: int) -> Iterator[tuple[bytes | memoryview, int]]:
+    """Pieces of something large, each with how much of it is in it.
+
+    They are compressed where samples of it shrink, and else not copied.
 
     Args:
         data: the bytes.
         at: how many bytes of the container come before them.
     """
     if not _shrinks(data):
-        yield _padding(at + PREFIX.size) + PREFIX.pack(PLAIN, len(data))
-        yield data
+        yield _padding(at + PREFIX.size) + PREFIX.pack(PLAIN, len(data)), 0
+        yield data, len(data)
         return
     for start in range(0, len(data), _PACKED_BYTES):
-        yield packed(data[start : start + _PACKED_BYTES], _LARGE_LEVEL)
+        part = data[start : start + _PACKED_BYTES]
+        yield packed(part, _LARGE_LEVEL), len(part)
 
 
 def _padding(at: int) -> bytes:

@@ -18,7 +18,7 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 from insitu.engine.capture.parsing import parse
 from insitu.engine.local import MARK
@@ -330,11 +330,11 @@ def _names_of(value: Any, plain: Any) -> Mapping[str, Any]:
     """The globals of a function or a class."""
     if isinstance(plain, FunctionType):
         return plain.__globals__
-    for function in _functions_of(value):
+    for function in map(_unwrapped, _functions_of(value)):  # a dataclass has `repr`s of a library's
         if function.__module__ != value.__module__:
             continue
         if function.__code__.co_filename != "<string>":
-            return function.__globals__
+            return cast(Mapping[str, Any], function.__globals__)
     return vars(sys.modules[value.__module__])
 
 

@@ -23,6 +23,8 @@ from insitu.remote.worker import frames
 from insitu.remote.worker.running import Running
 from insitu.remote.worker.specs import Settings, environment
 
+LOAD_S = 3_600.0
+"""A model may take an hour: it may have to come from the hub."""
 _STOP_S = 1.0
 _KILL_S = 1.0
 """After so long a job that does not end takes its model process with it."""
@@ -45,6 +47,10 @@ class Host:
         self.state: str = "absent"
         self.fault: Fault | None = None
         self.bytes = 0
+        self.weighs = 0
+        """What its weights take in memory, or took when it was last there, or its files do."""
+        self.is_leaving = False
+        """Its place is wanted: it is given no more jobs."""
         self.died = False
         """It was ready, and is gone without having been told to."""
         self.was_killed = False
@@ -57,6 +63,7 @@ class Host:
         self._loaded: asyncio.Future[bool] | None = None
         self._gone: asyncio.Event = asyncio.Event()
         self._stopping = False
+        self._timer: asyncio.TimerHandle | None = None
         self._waits: set[asyncio.Task[Any]] = set()
 
     @property
@@ -68,11 +75,16 @@ class Host:
             spec.name,
             self.state,  # type: ignore[arg-type]
             spec.known_as,
-            spec.kind,
+            spec.kind or str(about.get("kind", "")),
             self.bytes,
             len(self.jobs),
             about,
         )
+
+    @property
+    def is_stopping(self) -> bool:
+        """It was told to end, and has not yet."""
+        return self._stopping and self._control is not None
 
     @property
     def pid(self) -> int | None:
@@ -103,9 +115,10 @@ class Host:
         ours.setblocking(False)
         self._control = ours
         self.state, self.fault, self.died, self.was_killed = "loading", None, False, False
-        self._stopping = False
+        self._stopping = self.is_leaving = False
         self._gone.clear()
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LOAD_S, self._too_long, LOAD_S)
         self._loaded = loop.create_future()
         loop.add_reader(ours.fileno(), self._heard)
         frames.send_control(ours, self.settings.message())
@@ -187,13 +200,27 @@ class Host:
                 job.exited(message["code"], message["reason"])
         elif message["said"] == "ready":
             self.state, self.bytes, self._about = "ready", message["bytes"], message["about"]
+            self.weighs = self.bytes
             self._answer(True)
         elif message["said"] == "failed":
             self.state, self.fault = "failed", Fault(message["kind"], message["text"])
             self._answer(False)
         self._changed(self)
 
+    def _too_long(self, time_s: float) -> None:
+        if self.state == "loading":
+            self.fault = Fault(
+                "TimeoutError",
+                f"{self.settings.spec.name} was not loaded within {time_s:g} s.\n"
+                "Why: its process neither has it by now nor says why not.\n"
+                "Next: look at the server's log; a download goes on where it was when a job asks.",
+            )
+            self.destroy()
+
     def _answer(self, good: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(good)
 
@@ -208,7 +235,7 @@ class Host:
         waiting = asyncio.ensure_future(asyncio.to_thread(self._process.wait))
         self._waits.add(waiting)
         waiting.add_done_callback(self._waits.discard)
-        if self.state == "loading":
+        if self.state == "loading" and self.fault is None:
             why = "its process ended while it opened the model; the server's log may say more."
             self.fault = Fault("RuntimeError", f"{self.settings.spec.name} cannot be loaded: {why}")
             self.was_killed = not self._stopping

@@ -1,14 +1,20 @@
 """Jobs in the model process itself, one after another: for models on a GPU, and trust `self` only.
 
 A CUDA context does not survive a fork. Cancelling such a job ends the whole model process, which
-is then started again; edits of weights that a block makes stay for the next one. `apart` is the
-other way: a job without a device, beside a process that has it.
+is then started again; edits of weights that a block makes stay for the next one. What a block may
+hold is bounded by the kernel, as in a jail; memory of the GPU's is not. `apart` is the other way: a
+job without a device, beside a process that has it.
 """
 
+import contextlib
 import os
+import resource
 import socket
+import sys
+from collections.abc import Iterator
 
 from insitu.remote.worker import frames, job_process
+from insitu.remote.worker.jail import bound_memory
 
 
 def serve(control: socket.socket, setup: job_process.Setup) -> None:
@@ -17,7 +23,21 @@ def serve(control: socket.socket, setup: job_process.Setup) -> None:
         message, fds = got
         if message["ask"] != "submit":
             continue
-        code = job_process.run(message, tuple(fds), setup)
+        with _bounded(message["limits"]["memory_bytes"]):
+            code = job_process.run(message, tuple(fds), setup)
         os.close(fds[0])
         said = {"said": "exit", "job": message["job"], "code": code, "reason": ""}
         frames.send_control(control, said)
+
+
+@contextlib.contextmanager
+def _bounded(memory_bytes: int) -> Iterator[None]:
+    """While a job runs, this process holds so much more than before it, and no more."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = bound_memory(memory_bytes)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

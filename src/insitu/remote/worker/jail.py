@@ -199,6 +199,16 @@ def _limit(limits: Limits, threads: int, *, own_user: bool) -> None:
         resource.setrlimit(name, (value, value))
 
 
+def bound_memory(more_bytes: int) -> tuple[int, int]:
+    """Let this process hold so much more than now; the bound before, for `setrlimit`.
+
+    For a process that serves one job after another: what goes beyond is a MemoryError there.
+    """
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + more_bytes, before[1]))
+    return before
+
+
 def data_bytes() -> int:
     """What counts as data already: the model's process has it too."""
     with open("/proc/self/status") as file:
@@ -296,6 +306,7 @@ def isolate(trust: Trust) -> None:
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     _required(libc.mount(None, b"/", None, ctypes.c_ulong(_MOUNT_PRIVATE), None), "mount /")
+    _set(_PR_SET_PDEATHSIG, signal.SIGKILL)  # other credentials have cleared it
     child = os.fork()
     if child:
         os.closerange(3, 2**20)

@@ -33,6 +33,8 @@ from insitu.remote.worker.specs import Settings, read_settings
 _WATCH_S = 0.1
 SENT = "sent "
 """How the reason begins why a job was killed that sent what it may not."""
+DEVICE_MEMORY = "device memory"
+"""The reason for one that sent more than there is memory for where the model computes."""
 _WARMING = {"job": "", "limits": asdict(Limits())}
 """What the device process is told of a process that warms up, as of a job."""
 _IDLE_S = 0.02
@@ -204,7 +206,8 @@ class ModelProcess:
         assert self._keeper is not None
         said = self._keeper.heard()
         if said is not None and said["said"] == "refused" and said["job"] in self._running:
-            self._kill(self._running[said["job"]], f"{SENT}{said['why']}")
+            why = DEVICE_MEMORY if said["of_memory"] else f"{SENT}{said['why']}"
+            self._kill(self._running[said["job"]], why)
         return said is not None
 
     def _watch(self) -> None:
@@ -334,6 +337,7 @@ def main(control: socket.socket) -> None:
     if first is None:
         return
     settings = read_settings(first[0])
+    _die_with(os.getppid())  # one that died before has closed the socket
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:

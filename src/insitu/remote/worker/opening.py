@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 
 import insitu
+from insitu.errors import ModelNotFoundError
+from insitu.models import image_rows, loading, pipeline_files, places
 from insitu.remote.allowed import MODULES
 from insitu.remote.blocks.block import Block, Text, sent
 from insitu.remote.blocks.run import execute
@@ -43,7 +46,43 @@ def opened(spec: ModelSpec, device: str) -> Any:
     settings = dict(spec.settings)
     if not device.startswith("cpu"):
         settings.setdefault("device_map", device)
-    return getattr(insitu, spec.kind)(spec.opened_as, **settings)
+    kind = spec.kind or kind_of(spec.opened_as, settings)
+    return getattr(insitu, kind)(spec.opened_as, **settings)
+
+
+def kind_of(name: str, settings: Mapping[str, Any]) -> str:
+    """Which class opens a model, as its files tell: those of a pipeline, or of one model's config.
+
+    A name that no file can be found for is a language model, whose error says what is missing.
+    """
+    if name in loading.BUILT_IN:
+        return "LanguageModel"
+    folder = places.folder_of(name, settings, pipeline_files.INDEX)
+    if folder is not None and (folder / pipeline_files.INDEX).exists():
+        return "DiffusionModel"
+    import transformers
+
+    try:
+        found = loading.find(name, dict(settings))
+    except ModelNotFoundError:
+        return "DiffusionModel" if _is_pipeline_of_the_hub(name, settings) else "LanguageModel"
+    of_both = type(found.config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    forward = getattr(found.kind, "forward", None)  # an auto class has none
+    takes = () if forward is None else inspect.signature(forward).parameters
+    of_text = forward is not None and not any(map(image_rows.is_of_images, takes))
+    return "VisionLanguageModel" if of_both and not of_text else "LanguageModel"
+
+
+def _is_pipeline_of_the_hub(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the hub has a pipeline of that name; asked when it has no model of it."""
+    from huggingface_hub import file_exists
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    own = {word: settings.get(word) for word in ("revision", "token")}
+    try:
+        return bool(file_exists(name, pipeline_files.INDEX, **own))
+    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return False
 
 
 def beside(spec: ModelSpec) -> Any:
@@ -79,6 +118,7 @@ def about(model: Any) -> dict[str, Any]:
     module = model._module
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters()})
     return {
+        "kind": type(model).__name__,
         "class": type(module).__name__,
         "parameters": sum(p.numel() for p in module.parameters()),
         "dtypes": dtypes,
@@ -93,7 +133,7 @@ def warm(model: Any) -> Callable[[], None]:
     A job that has run one before copies 700 pages less of its model process while it is waited for.
     Only with one thread: OpenMP's threads would not survive the forks to come.
     """
-    if not isinstance(model, insitu.LanguageModel):
+    if type(model) is not insitu.LanguageModel:
         return lambda: None
     took, request = _WARM_IN_JOBS_S, b""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from insitu.remote.protocol import Ended, Fault, ModelState, Status, Task, Told, Trust
-from insitu.remote.worker import jail
+from insitu.remote.worker import devices, jail, sizes
 from insitu.remote.worker.host import Host
 from insitu.remote.worker.running import Running
 from insitu.remote.worker.specs import ModelSpec, Settings, spec_of
@@ -37,7 +37,7 @@ class Pool:
         folder: the working folder of model processes.
         preload: begin to load the models at `start`.
         memory_bytes: what the weights of all loaded models may take together; when another is
-            needed, the one that has been idle longest goes. 80 % of the machine's by default.
+            needed, the one that has been idle longest goes. 80 % of the device's by default.
         execute: what a job process calls, `module:function`.
         apart: models compute in processes of their own, which no job shares memory with; so they do
             on a GPU where blocks are not one's own.
@@ -62,7 +62,7 @@ class Pool:
         self._trust: Trust = trust
         self._device = device
         self._preload = preload
-        self._memory = memory_bytes or int(_OF_MEMORY * _machine_bytes())
+        self._memory = memory_bytes or 0
         self._jobs: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[bool]] = set()
         self._stopping = False
@@ -82,12 +82,17 @@ class Pool:
         """
         await asyncio.to_thread(jail.require, self._trust)
         self._stopping = False
-        self._freed = asyncio.Condition()
-        self._loading = asyncio.Lock()
+        self._freed = asyncio.Event()  # of the next change; each change has its own
+        self._coming: list[Host] = []
+        """Those that make room for themselves or are loaded, the first first."""
+        if not self._memory:
+            device = await asyncio.to_thread(devices.memory_bytes, self._device)
+            self._memory = int(_OF_MEMORY * (device or _machine_bytes()))
         self._hosts = {it.spec.name: Host(it, self._folder, self._changed) for it in self._settings}
-        if self._preload:
-            for host in self._hosts.values():
-                self._soon(self._load(host))
+        for host in self._hosts.values():
+            host.weighs = await asyncio.to_thread(sizes.files_bytes, host.settings.spec)
+            if self._preload:
+                self._soon(self._load(host, evict=False))
 
     async def stop(self) -> None:
         """End every job and process, and wait until they are gone."""
@@ -106,10 +111,13 @@ class Pool:
     def room(self, model: str) -> int:
         """How many tasks more may run on a model now."""
         host = self._named(model)
-        if host is None or self._stopping:
+        if host is None or self._stopping or host.is_leaving:
             return 0
-        running = sum(1 for job in self._jobs.values() if self._named(job.task.model) is host)
-        return max(0, host.settings.jobs - running)
+        return max(0, host.settings.jobs - self._jobs_of(host))
+
+    def _jobs_of(self, host: Host) -> int:
+        """How many run on a model, or will when it is loaded."""
+        return sum(1 for job in self._jobs.values() if self._named(job.task.model) is host)
 
     async def run(self, task: Task, told: Callable[[Told], None]) -> Ended:
         """Run a task to its end, whatever happens to it; `told` is called as it speaks."""
@@ -131,6 +139,8 @@ class Pool:
         finally:
             job.end("CANCELLED")  # where `run` itself was cancelled
             self._jobs.pop(task.id, None)
+            if not self._stopping:  # somebody may wait until its model is idle
+                self._tell_freed()
 
     async def cancel(self, job: str) -> None:
         """Make a running task's `run` return CANCELLED within two seconds."""
@@ -152,7 +162,7 @@ class Pool:
     async def _begin(self, host: Host, job: Running) -> Ended | None:
         """Load the model and submit the job; an end where that cannot be."""
         for attempt in range(2):  # a process that has just died is started once more
-            loading = self._soon(self._load(host))
+            loading = self._soon(self._load(host, evict=True))
             either: set[asyncio.Future[Any]] = {loading, job.over}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if job.over.done():
@@ -176,44 +186,98 @@ class Pool:
             "LOST", Fault("RuntimeError", "the model's process ended twice; send it again.")
         )
 
-    async def _load(self, host: Host) -> bool:
+    async def _load(self, host: Host, *, evict: bool) -> bool:
+        """Wait until a model takes jobs; False where it cannot be, or has no room.
+
+        Args:
+            evict: others give way for it, as long as a job wants it.
+        """
+        if host.is_stopping:
+            await host.stop()
         if host.state == "ready":
             return True
-        async with self._loading:
-            if host.state != "ready":
-                await self._make_room(host)
+        if host in self._coming:
+            await self._settled(host)
+            return await self._load(host, evict=evict)
+        self._coming.append(host)
+        try:
+            if not await self._has_room(host, evict):
+                return False
             if host.state == "failed":  # it may be there by now
                 await host.stop()
-            return await host.load()
+            return await host.load() and await self._is_right(host, evict)
+        finally:
+            self._coming.remove(host)
+            self._stays()
+            self._tell_freed()
 
-    async def _make_room(self, host: Host) -> None:
-        """Evict models, the longest idle first, until this one's files fit; none that has jobs."""
-        needed = host.settings.spec.files_bytes
-        while True:
+    async def _settled(self, host: Host) -> None:
+        """Wait until it has been loaded, or not."""
+        while host in self._coming:
+            await self._freed.wait()
+
+    async def _has_room(self, host: Host, evict: bool) -> bool:
+        """Evict models, the longest idle first, until this one fits.
+
+        Those that have jobs are given no more, so that they will be idle: a job is bounded.
+        """
+        while not self._fits(host):
+            freed = self._freed
+            if not evict or not self._jobs_of(host):
+                return False
             others = [it for it in self._hosts.values() if it is not host and it.state == "ready"]
-            if sum(it.bytes for it in others) + needed <= self._memory or not others:
-                return
-            idle = sorted((it for it in others if not it.jobs), key=lambda it: it.used_at)
+            idle = [it for it in others if not self._jobs_of(it)]
+            if not others and self._coming[0] is host:
+                return True  # it does not fit at all: perhaps it does
+            if others:
+                leaving = min(idle or others, key=lambda it: (not it.is_leaving, it.used_at))
+                leaving.is_leaving = True
             if idle:
-                await idle[0].stop()
-            else:
-                async with self._freed:
-                    await self._freed.wait()
+                await leaving.stop()
+                continue
+            await freed.wait()
+        return True
+
+    async def _is_right(self, host: Host, evict: bool) -> bool:
+        """Whether a model stays of which only now is known what it weighs."""
+        idle = [it for it in self._hosts.values() if it is not host and not self._jobs_of(it)]
+        for other in sorted(idle, key=lambda it: it.used_at):
+            if self._fits(host):
+                return True
+            if not evict:
+                await host.stop()
+                return False
+            if other.state == "ready":
+                other.is_leaving = True
+                await other.stop()
+        return True
+
+    def _fits(self, host: Host) -> bool:
+        """Whether there is room for it beside what is there, and what was to come before it."""
+        before = self._coming[: self._coming.index(host)]
+        there = [it for it in self._hosts.values() if it.state in ("ready", "loading")]
+        held = sum(it.weighs for it in {*before, *there} - {host})
+        return not held or held + host.weighs <= self._memory
+
+    def _stays(self) -> None:
+        """Nobody's place is wanted when nobody comes."""
+        for host in self._hosts.values() if not self._coming else ():
+            host.is_leaving = host.is_stopping
 
     def _changed(self, host: Host) -> None:
-        self._soon(self._tell_freed())
+        self._tell_freed()
         if host.died and not self._stopping:
             host.died = False
             self._soon(self._again(host))
 
-    async def _tell_freed(self) -> bool:
-        async with self._freed:
-            self._freed.notify_all()
-        return True
+    def _tell_freed(self) -> None:
+        """Somebody may wait for a model that is idle, is loaded or is gone."""
+        freed, self._freed = self._freed, asyncio.Event()
+        freed.set()
 
     async def _again(self, host: Host) -> bool:
         await asyncio.sleep(_RESTART_S)
-        return await self._load(host)
+        return await self._load(host, evict=False)
 
     def _soon(self, work: "asyncio.Future[bool] | object") -> asyncio.Task[bool]:
         task: asyncio.Task[bool] = asyncio.ensure_future(work)  # type: ignore[arg-type]

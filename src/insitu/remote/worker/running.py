@@ -60,21 +60,23 @@ class Running:
         """The three files of the job process, to be closed once they are sent; the clock starts.
 
         Raises:
-            OSError: the request cannot be read, or the result not be written.
+            OSError: the request cannot be read, the result not be written, or files have run out.
         """
-        request = os.open(self.task.request, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with contextlib.ExitStack() as held:
+            request = os.open(self.task.request, os.O_RDONLY | os.O_CLOEXEC)
+            held.callback(os.close, request)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             result = os.open(self.task.result, flags, 0o600)
-        except OSError:
-            os.close(request)
-            raise
-        self._close()  # where the process that it was opened for before has died
-        self._end, theirs = socket.socketpair()
-        for end in (self._end, theirs):  # fewer turns for a large local() part, where allowed
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        self._end.setblocking(False)
-        self._loop.add_reader(self._end.fileno(), self._read)
+            held.callback(os.close, result)
+            self._close()  # where the process that it was opened for before has died
+            ours, theirs = socket.socketpair()
+            held.enter_context(theirs)
+            self._end = ours
+            for end in (ours, theirs):  # fewer turns for a large local() part, where allowed
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+            ours.setblocking(False)
+            self._loop.add_reader(ours.fileno(), self._read)
+            held.pop_all()
         self._run_clock()
         return theirs.detach(), request, result
 
@@ -289,6 +291,14 @@ def _by_exit(code: int, reason: str, task: Task) -> Ended:
             f"the job needed more than {most:,} bytes of memory and was ended.\n"
             "Why: that is the most this server gives one job, beside the model.\n"
             "Next: use shorter or fewer prompts, or save and keep less in the block."
+        )
+        return Ended("ERROR", Fault("MemoryError", text))
+    if reason == "device memory":
+        text = (
+            "the job needed more memory than there is where the model computes.\n"
+            "Why: the model computes in a process of its own on this server, and values that the "
+            "block gave it did not fit beside it.\n"
+            "Next: use shorter or fewer prompts, or give the model smaller tensors."
         )
         return Ended("ERROR", Fault("MemoryError", text))
     if reason == "threads":

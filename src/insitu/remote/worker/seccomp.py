@@ -92,9 +92,10 @@ def assembled(machine: str | None = None) -> Filter:
         if numbers[column] is not None:
             _equal(program, numbers[column] or 0, ALLOW)
     for name, both in syscalls.BY_ARGUMENT.items():
-        _by_argument(program, both[column], _BODIES[name])
-    for both in syscalls.MISSING.values():
-        _equal(program, both[column], REFUSE | errno.ENOSYS)
+        if (number := both[column]) is not None:
+            _by_argument(program, number, _BODIES[name])
+    for missing in syscalls.MISSING.values():
+        _equal(program, missing[column], REFUSE | errno.ENOSYS)
     program.add(_JGE, _NEWER, 0, 1)
     program.give(REFUSE | errno.ENOSYS)
     program.give(REFUSE | errno.EPERM)
@@ -114,6 +115,17 @@ def _by_argument(program: _Program, number: int, body: _Body) -> None:
     part.give(REFUSE | errno.EPERM)
     program.add(_JEQ, number, 0, len(part.lines))
     program.lines += part.lines
+
+
+def _to_read(flags: int) -> _Body:
+    """Files opened to be read: the flags are the argument of that number."""
+
+    def body(part: _Program) -> None:
+        part.load_argument(flags)
+        part.add(_JSET, syscalls.WRITING_FLAGS, 1, 0)
+        part.give(ALLOW)
+
+    return body
 
 
 def _threads_only(part: _Program) -> None:
@@ -158,6 +170,7 @@ def _own_limits_read_only(part: _Program) -> None:
 
 
 _BODIES: dict[str, _Body] = {
+    "open": _to_read(1), "openat": _to_read(2),
     "clone": _threads_only, "kill": _itself_only, "tgkill": _itself_only, "fcntl": _fcntl,
     "ioctl": _ioctl, "prctl": _prctl, "prlimit64": _own_limits_read_only,
 }  # fmt: skip

@@ -31,32 +31,24 @@ class ModelSpec:
     """What tasks ask for."""
     source: str = ""
     """`"demo"`, a folder or a hub name; the name itself by default."""
-    kind: str = "LanguageModel"
+    kind: str = ""
+    """Of `KINDS`; the model process finds it out where it is left open."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """For the class: `dtype`, `device_map`, …; plain JSON values."""
     known_as: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind and self.kind not in KINDS:
             raise UsageError(
                 f"a model of the kind {self.kind!r} cannot be served.",
                 f"the kinds are {', '.join(KINDS)}.",
-                "name one of them, or leave it out for a language model.",
+                "name one of them, or leave it out: its files tell.",
             )
 
     @property
     def opened_as(self) -> str:
         """What the class is given."""
         return self.source or self.name
-
-    @property
-    def files_bytes(self) -> int:
-        """How large its weights will be, as far as its folder tells; 0 where it does not."""
-        folder = Path(self.opened_as)
-        kinds = (".safetensors", ".bin")
-        if not folder.is_dir():
-            return 0
-        return sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in kinds)
 
 
 def spec_of(model: "str | ModelSpec") -> ModelSpec:

@@ -1,8 +1,9 @@
 """The system calls that a jailed job may make, by their numbers on x86-64 and aarch64.
 
 What Python and torch need to compute, to read what they import late, and to write to files that
-are open already. All others fail with EPERM. Told apart by their arguments are `clone` (threads,
-never processes), `kill` and `tgkill` (itself only), `fcntl`, `ioctl`, `prctl` and `prlimit64`.
+are open already. All others fail with EPERM. Told apart by their arguments are `open` and `openat`
+(to read), `clone` (threads, never processes), `kill` and `tgkill` (itself only), `fcntl`, `ioctl`,
+`prctl` and `prlimit64`.
 Numbers: the kernel's `syscall_64.tbl` of x86 and its `asm-generic/unistd.h`.
 """
 
@@ -13,7 +14,6 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "preadv2": (327, 286), "pwritev2": (328, 287), "lseek": (8, 62), "close": (3, 57),
     "close_range": (436, 436), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24),
     "pipe": (22, None), "pipe2": (293, 59), "eventfd2": (290, 19),
-    "open": (2, None), "openat": (257, 56),  # landlock says which files
     "stat": (4, None), "lstat": (6, None), "fstat": (5, 80), "newfstatat": (262, 79),
     "statx": (332, 291), "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439),
     "readlink": (89, None), "readlinkat": (267, 78), "getdents64": (217, 61), "getcwd": (79, 17),
@@ -41,7 +41,8 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
 
-BY_ARGUMENT: dict[str, tuple[int, int]] = {
+BY_ARGUMENT: dict[str, tuple[int | None, int | None]] = {
+    "open": (2, None), "openat": (257, 56),  # landlock says which files
     "clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "fcntl": (72, 25),
     "ioctl": (16, 29), "prctl": (157, 167), "prlimit64": (302, 261),
 }  # fmt: skip
@@ -49,6 +50,11 @@ BY_ARGUMENT: dict[str, tuple[int, int]] = {
 MISSING: dict[str, tuple[int, int]] = {"clone3": (435, 435)}
 """Answered with ENOSYS: its flags lie in memory, and glibc then calls `clone`."""
 
+WRITING_FLAGS = 0x00400243
+"""O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, __O_TMPFILE, alike on both machines.
+
+A job has its result open. Landlock before Linux 6.2 takes emptying a file for reading it.
+"""
 FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 1030)
 """DUPFD GETFD SETFD GETFL SETFL GETLK DUPFD_CLOEXEC; not SETOWN and SETSIG, which can kill."""
 IOCTL_REQUESTS = (0x5401, 0x5413, 0x541B, 0x5450, 0x5451)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from insitu.errors import UsageError
-from insitu.remote.worker.apart.conversation import CACHE_METHODS, CACHE_VALUES
+from insitu.remote.worker.apart.questions import CACHE_METHODS, CACHE_VALUES
 
 Ask = Callable[..., Any]
 _kinds: dict[type, type] = {}

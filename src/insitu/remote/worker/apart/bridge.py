@@ -256,7 +256,8 @@ class Bridge:
             self._begin()
             self._say("fetch", numbers)
             kind, *parts = self._hear()
-            assert kind == "values", kind
+            if kind == "failed":  # more than one message can bring
+                raise self._failed(*parts)
             kept = [self._known.read(part) for part in parts[0]]
             value = self._known.bring(value)
             del kept

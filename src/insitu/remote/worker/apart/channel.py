@@ -23,6 +23,23 @@ class ChannelError(ValueError):
     """A message that is none of those expected; in words that follow 'it sent'."""
 
 
+class NoMemoryError(ChannelError):
+    """What it sent may be right, and does not fit."""
+
+    def __init__(self) -> None:
+        super().__init__("more than there is memory for, where the model computes")
+
+
+def refusal_of(error: Exception) -> ChannelError:
+    """Whatever was raised by a message, as a word to the job that sent it."""
+    if isinstance(error, ChannelError):
+        return error
+    of_allocator = isinstance(error, RuntimeError) and "memory" in str(error)
+    if isinstance(error, MemoryError) or of_allocator:
+        return NoMemoryError()
+    return ChannelError(f"what cannot be taken ({type(error).__name__})")
+
+
 class Channel:
     """One end; `read` and `write` alone, which a jailed process may call."""
 

@@ -10,7 +10,8 @@
                         ◄── result ────────────────
 
 Whoever is spoken to answers, and may call, fetch or ask before it does. Everything that comes is
-checked; what is wrong ends the conversation, and the pass at the next module it calls.
+checked; what is wrong ends the conversation, and the pass at the next module it calls. That holds
+for what no check has foreseen too: no message ends this process.
 """
 
 import contextlib
@@ -18,30 +19,20 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from insitu.remote.wire.caches import is_cache
-from insitu.remote.worker.apart.channel import Channel, ChannelError
+from insitu.remote.worker.apart import questions
+from insitu.remote.worker.apart.channel import Channel, ChannelError, NoMemoryError, refusal_of
 from insitu.remote.worker.apart.held import Held
 from insitu.remote.worker.apart.stops import Abandoned, Everyone, Room
 from insitu.remote.worker.apart.weights import TRAINING
 
 DEEP_MOST = 64
 """Calls within calls."""
-CACHE_METHODS = frozenset({
-    "update", "get_seq_length", "get_mask_sizes", "get_max_cache_shape", "get_query_offset",
-    "has_previous_state", "reorder_cache", "crop", "batch_repeat_interleave",
-    "batch_select_indices", "reset",
-})  # fmt: skip
-"""What a job may ask of a key-value cache."""
-CACHE_VALUES = frozenset({
-    "is_compileable", "is_sliding", "is_initialized", "max_batch_size", "max_cache_len",
-    "is_updated", "self_attention_cache", "cross_attention_cache", "is_croppable",
-})  # fmt: skip
-LAYERS_MOST = 10_000
 
 
 class Conversation:
@@ -50,6 +41,8 @@ class Conversation:
     def __init__(self, room: Room, channel: Channel, lasting: frozenset[int]) -> None:
         self.refusal = ""
         """What it sent that it may not; empty for a job that keeps to the rules."""
+        self.lacked_memory = False
+        """It was refused for want of memory alone."""
         self._room = room
         self._channel = channel
         self._held = Held(channel, lasting)
@@ -66,6 +59,8 @@ class Conversation:
                     self._answer(self._receive())
         except Abandoned:
             pass
+        except Exception as error:  # as when a refusal itself found no memory
+            self._note(error)
         finally:
             room.empty()
 
@@ -84,17 +79,23 @@ class Conversation:
             if message is not None:
                 self._take_tail(message)
                 return message
-        except ChannelError as error:
-            self._refuse(error)
         except OSError:
             pass
+        except Exception as error:
+            self._refuse(error)
         self._end()
         raise Abandoned
 
-    def _refuse(self, error: ChannelError) -> None:
-        self.refusal = self.refusal or str(error)[:300]
+    def _refuse(self, error: Exception) -> NoReturn:
+        self._note(error)
         self._end()
         raise Abandoned from error
+
+    def _note(self, error: Exception) -> None:
+        if not self.refusal:
+            reason = refusal_of(error)
+            self.refusal = str(reason)[:300]
+            self.lacked_memory = isinstance(reason, NoMemoryError)
 
     def _take_tail(self, message: list[Any]) -> None:
         """What every message tells besides: edits, numbers that are not needed, who is to speak."""
@@ -121,6 +122,8 @@ class Conversation:
         self._require_module(number)
         room = self._room
         module = room.modules[number]
+        if type(name) is not str:
+            raise ChannelError("a weight that is none")
         if name == TRAINING and type(told) is bool:
             module.training = told
             return
@@ -166,7 +169,7 @@ class Conversation:
             if len(message) != 2 + parts:
                 raise ChannelError(f"{message[0]!r} with {len(message) - 2} parts")
             answer(self, *message[2:])
-        except ChannelError as error:
+        except Exception as error:
             self._refuse(error)
 
     def _call(self, number: Any, args: Any, kwargs: Any, given: Any, recorded: Any) -> None:
@@ -189,14 +192,14 @@ class Conversation:
         except Exception as error:
             if self._gone:
                 raise Abandoned from None
-            self._channel.begin()
+            self._held.begin()
             self._send("failed", *_said(error))
         except Abandoned:
             if self._gone:
                 raise
             self._send("failed", "", "")
         else:
-            self._channel.begin()
+            self._held.begin()
             self._tell_result(result, given=given is not False or number in room.exits)
         finally:
             self._deep -= 1
@@ -211,7 +214,7 @@ class Conversation:
 
     def _pull(self, number: Any, grad: Any, numbers: Any) -> None:
         """Give what a gradient at one value is at others."""
-        self._channel.begin()
+        self._held.begin()
         try:
             self._send("result", self._held.pulled(number, grad, numbers))
         except ChannelError:
@@ -221,8 +224,13 @@ class Conversation:
 
     def _fetch(self, numbers: Any) -> None:
         """Give the values of tensors that the job knows by number."""
-        self._channel.begin()
-        self._send("values", self._held.fetched(numbers))
+        self._held.begin()
+        try:
+            found = self._held.fetched(numbers)
+        except RuntimeError as error:
+            self._send("failed", *_said(error))
+        else:
+            self._send("values", found)
 
     def _ask(self, number: Any, name: Any, args: Any, kwargs: Any) -> None:
         """Ask a key-value cache something."""
@@ -230,17 +238,10 @@ class Conversation:
         args, kwargs = self._held.read(args, device), self._held.read(kwargs, device)
         if not is_cache(cache) or type(args) is not tuple or type(kwargs) is not dict:
             raise ChannelError("a question to what is no cache")
-        if name not in CACHE_METHODS | CACHE_VALUES or not _are_names(kwargs):
-            raise ChannelError(f"a question that a cache is not asked ({str(name)[:40]})")
-        numbers = [one for one in (*args, *kwargs.values()) if isinstance(one, int)]
-        if any(abs(one) > 2**31 for one in numbers):
-            raise ChannelError("a number that no cache has")
-        if name == "update" and any(not 0 <= one < LAYERS_MOST for one in numbers):
-            raise ChannelError("a layer that no cache has")
-        self._channel.begin()
+        questions.require(name, args, kwargs)
+        self._held.begin()
         try:
-            found = getattr(cache, name)
-            result = found(*args, **kwargs) if name in CACHE_METHODS else found
+            result = questions.asked(cache, name, args, kwargs)
         except Exception as error:
             self._send("failed", *_said(error))
             return
@@ -252,7 +253,7 @@ class Conversation:
         """A module that the job listens to is called: with what, and what does it return?"""
         if self._gone:
             raise Abandoned
-        self._channel.begin()
+        self._held.begin()
         if number in self._room.gives and torch.is_grad_enabled():
             args, kwargs = self._held.cut((args, kwargs))
         told = self._told(args, kwargs, number)
@@ -261,20 +262,22 @@ class Conversation:
             return self._returned(answer, number, None)
         if len(answer) > 2:
             args, kwargs = self._arguments(answer, number)
+        else:
+            args, kwargs = self._held.now((args, kwargs))
         try:
             output = forward(*args, **kwargs)
         except Abandoned:
             if self._gone:
                 raise
-            self._channel.begin()
+            self._held.begin()
             return self._returned(self._converse("failed", "", "", may=("raise",)), number, None)
         except Exception as error:
-            self._channel.begin()
+            self._held.begin()
             answer = self._converse("failed", *_said(error), may=("return", "raise"))
             if answer[0] == "raise" and len(answer) > 2 and answer[2] is True:
                 raise
             return self._returned(answer, number, None)
-        self._channel.begin()
+        self._held.begin()
         if number in self._room.exits and torch.is_grad_enabled():
             output = self._held.cut(output)
         told = self._held.told(output, given=number in self._room.exits)
@@ -284,7 +287,7 @@ class Conversation:
         """A module whose output the job waits for has returned."""
         if self._gone:
             raise Abandoned
-        self._channel.begin()
+        self._held.begin()
         if torch.is_grad_enabled():
             output = self._held.cut(output)
         told = (*self._told(args, kwargs, number), self._held.told(output, given=True))
@@ -304,7 +307,7 @@ class Conversation:
             args, kwargs = self._held.read(answer[2], device), self._held.read(answer[3], device)
             if type(args) is not tuple or type(kwargs) is not dict or not _are_names(kwargs):
                 raise ChannelError("arguments that are none")
-        except ChannelError as error:
+        except Exception as error:
             self._refuse(error)
         return args, kwargs
 
@@ -312,10 +315,10 @@ class Conversation:
         if answer[0] == "raise":
             raise Abandoned
         if len(answer) == 2:
-            return output
+            return self._held.now(output)
         try:
             return self._held.read(answer[2], _device_of(output, self._room.devices[number]))
-        except ChannelError as error:
+        except Exception as error:
             self._refuse(error)
 
 

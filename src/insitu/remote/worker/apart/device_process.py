@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
@@ -25,7 +24,7 @@ from insitu.remote.worker.apart.conversation import Conversation
 from insitu.remote.worker.apart.pristine import Pristine
 from insitu.remote.worker.apart.shared import Segment
 from insitu.remote.worker.apart.stops import Room
-from insitu.remote.worker.jail import data_bytes
+from insitu.remote.worker.jail import bound_memory
 from insitu.remote.worker.specs import Settings, read_settings
 
 _SET_PDEATHSIG = 1
@@ -39,24 +38,18 @@ def serve(control: socket.socket, room: Room, before: Pristine) -> None:
         job, mine, theirs = fds
         channel = Channel(job, Segment(mine), Segment(theirs))
         torch.manual_seed(job_process.SEED)
-        _bound(message["memory_bytes"])
+        bound_memory(message["memory_bytes"])
         talk = Conversation(room, channel, lasting)
         talk.run()
         channel.close()
-        refusal = talk.refusal
+        refusal, lacked_memory = talk.refusal, talk.lacked_memory
         del talk, channel
         if refusal:
             said = {"said": "refused", "job": message["job"], "why": refusal}
-            frames.send_control(control, said)
+            frames.send_control(control, {**said, "of_memory": lacked_memory})
         if not before.restore() or not _device_works(room.device):
             return
         frames.send_control(control, {"said": "free", "job": message["job"]})
-
-
-def _bound(more_bytes: int) -> None:
-    """Let this process hold so much more than now: a job cannot take the machine's memory here."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + more_bytes, hard))
 
 
 def _device_works(device: torch.device) -> bool:

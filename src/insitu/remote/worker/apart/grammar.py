@@ -14,7 +14,7 @@ import torch
 
 from insitu.remote.wire import objects
 from insitu.remote.wire.leaves import NO_LEAF, leaf, read_leaf
-from insitu.remote.worker.apart.channel import ChannelError
+from insitu.remote.worker.apart.channel import ChannelError, refusal_of
 
 _PLAIN = (bool, str, type(None))
 _PLAIN_INT = 2**63
@@ -75,12 +75,12 @@ def read(message: Any, side: Side) -> Any:
     """
     try:
         return _read(message, side)
-    except ChannelError:
-        raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise ChannelError(f"a value that is none ({type(error).__name__})") from error
     except RecursionError:
         raise ChannelError("a value that is nested too deeply") from None
+    except (MemoryError, RuntimeError, ChannelError) as error:
+        raise refusal_of(error) from error
+    except Exception as error:
+        raise ChannelError(f"a value that is none ({type(error).__name__})") from error
 
 
 def _read(message: Any, side: Side) -> Any:

@@ -41,18 +41,36 @@ class Held:
         self._numbers: dict[int, int] = {}
         self._next = 1
         self._giving = False
+        self._given: list[_One] = []
+        """Whose values lie in the message that is under way."""
         self._sources: dict[int, torch.Tensor] = {}
         """What was cut from the model's graph, by the number of what it goes on with."""
         self._leaves: dict[int, torch.Tensor] = {}
         """And the leaf that it goes on from there."""
         self._device = torch.device("cpu")
+        self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """What a job changed that could not be changed where it lies, and what it is now."""
 
     # Telling ------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """A message begins, whose tensors lie together."""
+        self._channel.begin()
+        self._given.clear()
+
     def told(self, value: Any, *, given: bool) -> Any:
-        """A value for the job, with what its tensors hold or without."""
+        """A value for the job, with what its tensors hold or without.
+
+        Raises:
+            RuntimeError: it is too large for one message; none of its values counts as given.
+        """
         self._giving = given
-        return grammar.told(value, self)
+        try:
+            return grammar.told(value, self)
+        except RuntimeError:
+            for one in self._given:
+                one.version = _NOT_GIVEN
+            raise
 
     def tensor(self, value: torch.Tensor) -> list[Any]:
         """A tensor's number and shape; where it lies, if its values are wanted and not known."""
@@ -65,18 +83,22 @@ class Held:
         if not self._giving or one.version == version:
             return ["t", number, dtype, shape, -1]
         one.version = version
+        self._given.append(one)
         order = _order(value)
         tag = "g" if value.requires_grad else "t"
         laid = value.detach().resolve_conj().resolve_neg()
+        at = self._put(laid.permute(order) if order else laid)
+        return [tag, number, dtype, shape, at, *order]
+
+    def _put(self, tensor: torch.Tensor) -> int:
         try:
-            at = self._channel.mine.put(laid.permute(order) if order else laid)
+            return self._channel.mine.put(tensor)
         except SegmentError as error:
             raise RuntimeError(f"a value is too large to be read: {error}") from error
-        return [tag, number, dtype, shape, at, *order]
 
     def plain(self, value: torch.Tensor) -> list[Any]:
         """A tensor's values alone: nobody asks for it again."""
-        at = self._channel.mine.put(value)
+        at = self._put(value)
         return ["p", str(value.dtype).removeprefix("torch."), list(value.shape), at]
 
     def cut(self, value: Any) -> Any:
@@ -146,7 +168,7 @@ class Held:
     def special(self, told: list[Any]) -> Any:
         """One of ours by number, or a tensor or a key-value cache of the job's own."""
         if told[0] in ("t", "o"):
-            return self.of(told[1])
+            return self._own_copy(self.of(told[1]))
         if told[0] in ("n", "v"):
             tag, dtype, shape, at, number = told
             made = self._taken(at, DTYPES[dtype], _shape(shape)).to(self._device)
@@ -167,6 +189,18 @@ class Held:
             self._keep(number, made)
             return made
         raise ChannelError("a value of a kind that is not known")
+
+    def _own_copy(self, value: Any) -> Any:
+        """A value that a module may change in place: never the model's own memory."""
+        lasts = isinstance(value, torch.Tensor) and self._lasts(value)
+        return value.detach().clone() if lasts else value
+
+    def _lasts(self, value: torch.Tensor) -> bool:
+        return (
+            type(value) in _PLAIN
+            and value.layout is torch.strided
+            and value.untyped_storage().data_ptr() in self._lasting
+        )
 
     def _require_own(self, number: Any) -> None:
         if type(number) is not int or number >= 0 or number in self._ones:
@@ -196,14 +230,26 @@ class Held:
         value = self.of(number)
         if not isinstance(value, torch.Tensor):
             raise ChannelError("new values for what is no tensor")
+        if type(value) not in _PLAIN or value.layout is not torch.strided:
+            raise ChannelError("new values for what stays with the model")
         new = self._taken(at, value.dtype, tuple(value.shape))
-        if value.untyped_storage().data_ptr() in self._lasting or _overlaps(value):
+        if self._lasts(value) or _overlaps(value):
             del self._numbers[id(value)]
-            value = self._ones[number].value = new.to(value.device)
+            moved = new.to(value.device)
+            self._moved[id(value)] = value, moved
+            value = self._ones[number].value = moved
             self._numbers[id(value)] = number
         else:
             value.copy_(new)
         self._ones[number].version = value._version
+
+    def now(self, value: Any) -> Any:
+        """A value of the model's, with what a job has made of the tensors in it."""
+        return grammar.replaced(value, self._now) if self._moved else value
+
+    def _now(self, tensor: torch.Tensor) -> torch.Tensor:
+        before, moved = self._moved.get(id(tensor), (None, tensor))
+        return moved if before is tensor else tensor
 
     def forget(self, number: Any) -> None:
         """The job has no use for a number any more."""

@@ -6,6 +6,7 @@ files = keeper.hand(message)                # what the job's process is given be
 keeper.heard()                              # what it says, when its socket can be read
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -70,18 +71,21 @@ class Keeper:
         return {"bytes": said["bytes"], "about": said["about"]}
 
     def hand(self, message: Mapping[str, Any]) -> tuple[int, ...]:
-        """Announce a job; the files that it speaks by, to be closed when it has them."""
+        """Announce a job; the files that it speaks by, to be closed when it has them.
+
+        Raises:
+            OSError: the device process is gone, or files have run out.
+        """
         told = {"job": message["job"], "memory_bytes": message["limits"]["memory_bytes"]}
-        ours, theirs = frames.control_pair()
-        up, down = Segment.file(), Segment.file()
-        try:
-            with theirs:
-                files = theirs.fileno(), down, up
-                frames.send_control(self.control, told, files)
-        except OSError:
-            for fd in (ours.detach(), up, down):
-                os.close(fd)
-            raise
+        with contextlib.ExitStack() as held:
+            ours, theirs = map(held.enter_context, frames.control_pair())
+            up = Segment.file()
+            held.callback(os.close, up)
+            down = Segment.file()
+            held.callback(os.close, down)
+            frames.send_control(self.control, told, (theirs.fileno(), down, up))
+            held.pop_all()
+        theirs.close()
         return ours.detach(), up, down
 
     def heard(self) -> dict[str, Any] | None:

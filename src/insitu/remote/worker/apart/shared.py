@@ -91,7 +91,10 @@ class Segment:
             SegmentError: they do not lie within.
         """
         length = math.prod(shape) * dtype.itemsize
+        most = math.prod(axis or 1 for axis in shape)  # what is empty is bounded too
         if len(shape) > _AXES or at < 0 or at % _ALIGNED or at + length > self.size:
+            raise SegmentError("a tensor that does not lie in the shared memory")
+        if most * dtype.itemsize > self.size:
             raise SegmentError("a tensor that does not lie in the shared memory")
         if not length:
             return torch.empty(shape, dtype=dtype)
