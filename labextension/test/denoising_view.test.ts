@@ -1,5 +1,7 @@
 import { expect, test } from "vitest";
-import { denoisingView, type Step } from "../src/views/denoising_view";
+import sample from "../samples/denoising_view.json";
+import { denoisingView, type State, type Step } from "../src/views/denoising_view";
+import { saved } from "./saved";
 
 const soon = () => new Promise((done) => setTimeout(done, 40));
 const step = (number: number): Step => ({ number, timestep: 900 - number, change: number ? 0.5 : null, picture: new DataView(new ArrayBuffer(4)), shape: [2, 1, 2], maps: new Float32Array([0, 1, 0.5, 0.25]) });
@@ -28,6 +30,41 @@ test("steps from before are had in parts, later ones come, and the newest is loo
   expect(el.querySelector("[aria-selected=true]")?.textContent).toBe("3");
   expect(el.textContent).toContain("drawing, 5 steps");
   expect(el.querySelector(".mono b")).toBeNull();
+});
+
+/** The view of the sample: what Python answers, and its maps. */
+async function sampled() {
+  const el = document.createElement("div");
+  document.body.replaceChildren(el);
+  const { steps, more } = sample.steps;
+  const view = denoisingView(el, {
+    select: () => undefined, stop: () => Promise.resolve(),
+    steps: () => Promise.resolve({ steps: steps.map((step, index) => ({ ...step, picture: new DataView(new ArrayBuffer(4)), maps: new Float32Array(sample.maps[index] ?? []) })) as unknown as Step[], more }),
+  });
+  view.state(sample.traits.state as State);
+  view.about(sample.traits);
+  await soon();
+  return el;
+}
+
+test("what Python sends is shown: each step, each word's map, names as text", async () => {
+  expect(sample.pictures).toEqual(["PNG", "PNG"]);
+  const el = await sampled();
+  expect(el.querySelectorAll("[role=option]").length).toBe(2);
+  expect([...el.querySelectorAll(".maps code")].map((it) => it.textContent)).toEqual(["·<b>", "⏎"]);
+});
+
+test("a table tells where each word is looked at, and a file has every weight of every step", async () => {
+  const el = await sampled();
+  const fold = [...el.querySelectorAll<HTMLDetailsElement>("details.behind")].find((it) => it.textContent?.includes("Attention")) as HTMLDetailsElement;
+  fold.open = true;
+  fold.dispatchEvent(new Event("toggle"));
+  const cells = [...fold.querySelectorAll("tbody tr")].map((row) => [...row.children].map((it) => it.textContent));
+  expect(cells).toEqual([["·<b>", "0", "0.375", "0.1875", "1, 1"], ["⏎", "0.5", "0.875", "0.6875", "1, 1"]]);
+  const group = el.querySelector('[aria-label="Export attention"]')?.parentElement as HTMLElement;
+  const rows = (await saved(group, "CSV")).text.split("\r\n");
+  expect(rows.slice(0, 3)).toEqual(["step,token,row,column,weight", "0, <b>,0,0,0", "0, <b>,0,1,0.125"]);
+  expect(rows.length).toBe(1 + 2 * 2 * 4);
 });
 
 test("the arrow keys scrub, and each token has its map", async () => {

@@ -1,4 +1,4 @@
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import source from "../samples/source_browser.json";
 import tree from "../samples/module_tree.json";
 import { exporting } from "../src/kit/export";
@@ -83,6 +83,29 @@ test("every way to save is a button with a name, and says where there is nothing
   buttons[1]?.click();
   await new Promise((done) => setTimeout(done));
   expect(group.querySelector("[role=status]")?.textContent).toBe("nothing to save");
+});
+
+test("a PNG is on the paper of its view, which is dark where its ink is light", async () => {
+  const did: unknown[][] = [];
+  const pen = { set fillStyle(colour: string) { did.push(["fill with", colour]); }, fillRect: (...box: number[]) => did.push(["fill", ...box]), drawImage: () => did.push(["draw"]) };
+  vi.spyOn(HTMLCanvasElement.prototype, "getContext").mockReturnValue(pen as unknown as RenderingContext);
+  vi.spyOn(HTMLCanvasElement.prototype, "toBlob").mockImplementation((done) => done(new Blob(["png"])));
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width: 30, height: 20 });
+  const view = place();
+  view.className = "insitu-view";
+  view.style.backgroundColor = "rgb(17, 18, 19)";
+  view.append(exporting({ name: "map", canvas: () => canvas }));
+  expect((await saved(view, "PNG")).name).toBe("map.png");
+  expect(did).toEqual([["fill with", "rgb(17, 18, 19)"], ["fill", 0, 0, 30, 20], ["draw"]]);
+});
+
+test("where there is no SVG, it says why", async () => {
+  const group = exporting({ name: "x", svg: () => "40,000 cells are too many for SVG: save PNG or CSV" });
+  document.body.replaceChildren(group);
+  [...group.querySelectorAll("button")].find((it) => it.textContent === "SVG")?.click();
+  await new Promise((done) => setTimeout(done));
+  expect(group.querySelector("[role=status]")?.textContent).toContain("too many for SVG");
 });
 
 test("a picture of lines is a file of XML, whatever the names hold, and says what it leaves out", () => {

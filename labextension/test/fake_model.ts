@@ -1,9 +1,10 @@
 import type { Model } from "../src/kit/host";
+import { bytes, numbers } from "./numbers";
 
 type Heard = (...given: never[]) => void;
 type Answer = (name: string, given: Record<string, unknown>) => unknown;
 
-/** A model as a host gives it, with a kernel that answers as it is told; `undefined` is no answer. */
+/** A model as a host gives it, with a kernel that answers as it is told, `buffers` as such; `undefined` is no answer. */
 export class FakeModel implements Model {
   readonly sent: { ask: number; name: string; given: Record<string, unknown> }[] = [];
   private readonly heard = new Map<string, Heard[]>();
@@ -50,8 +51,9 @@ export class FakeModel implements Model {
     this.sent.push(asked);
     const value = this.answer(asked.name, asked.given);
     if (value === undefined) return;
+    const parts = (value as { buffers?: (number | string)[][] } | null)?.buffers ?? [];
     const told = value instanceof Error ? { answer: asked.ask, trouble: { what: value.message, why: "", next: "" } } : { answer: asked.ask, value };
-    void Promise.resolve().then(() => this.tell("msg:custom", told, []));
+    void Promise.resolve().then(() => this.tell("msg:custom", told, parts.map((part) => bytes(numbers(part)))));
   }
 
   tell(event: string, ...given: unknown[]): void {

@@ -4,6 +4,7 @@ import { Generation, type Lane, type Measure, type Step, windowed } from "../src
 import { generationView, type Asks } from "../src/views/generation_view";
 import { Refused } from "../src/kit/requests";
 import { FakeModel } from "./fake_model";
+import { saved } from "./saved";
 
 const soon = () => new Promise((done) => setTimeout(done, 40));
 
@@ -112,6 +113,28 @@ test("the table behind has every branch's own steps", async () => {
   fold.open = true;
   fold.dispatchEvent(new Event("toggle"));
   expect(fold.querySelectorAll("tbody tr").length).toBe(4);
+});
+
+test("the table and the file have every layer: of the measure shown, and of all", async () => {
+  const { el } = await shown();
+  const fold = el.querySelector("details.behind") as HTMLDetailsElement;
+  fold.open = true;
+  fold.dispatchEvent(new Event("toggle"));
+  expect([...fold.querySelectorAll("thead th")].map((it) => it.textContent).slice(5)).toEqual(["likeliest", "probability, layer 0", "probability, layer 1"]);
+  const first = sample.steps[0]![0]!;
+  expect([...fold.querySelectorAll("tbody tr")[0]!.children].slice(6).map((it) => Number(it.textContent))).toEqual(first.values[0]!.map((it) => Number(it.toPrecision(4))));
+  const rows = (await saved(el, "CSV")).text.split("\r\n");
+  expect(rows[0]).toBe("branch,step,token,probability,entropy,likeliest,\"probability, layer 0\",\"probability, layer 1\"" + (first.texts.length ? ",\"likeliest, layer 0\",\"likeliest, layer 1\"" : ""));
+  expect(rows[1]?.split(",").slice(6, 8).map(Number)).toEqual(first.values[0]);
+});
+
+test("the layers are saved as one picture, the entropy as another", async () => {
+  const { el } = await shown();
+  const group = (name: string) => el.querySelector(`[aria-label="Export ${name}"]`)?.parentElement as HTMLElement;
+  expect((await saved(group("generation"), "SVG")).text).toContain('class="cell"');
+  const { name, text } = await saved(group("entropy"), "SVG");
+  expect(name).toBe("entropy.svg");
+  expect(text).toContain("entropy (nats) by step");
 });
 
 test("a long text shows the steps around the one looked at", () => {

@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
 import sample from "../samples/lens_grid.json";
 import { lensGrid, type Measure } from "../src/views/lens_grid";
+import { saved } from "./saved";
 
 function shown() {
   const el = document.createElement("div");
@@ -33,6 +34,19 @@ test("every measure can be chosen", () => {
   expect(measured).toEqual([1]);
   view.setMeasure(0); // as Python, or a page that was reloaded, says
   expect(choice.selectedIndex).toBe(0);
+});
+
+test("its CSV has a row a cell: where it is, every measure, and its word", async () => {
+  const { el } = shown();
+  const { name, text } = await saved(el, "CSV");
+  expect(name).toBe("lens.csv");
+  const rows = text.replace('"\n"', "⏎").split("\r\n");
+  expect(rows[0]).toBe("layer,pos,token,probability,KL from the final prediction,text");
+  expect(rows.length).toBe(1 + 9);
+  expect(rows[5]?.split(",")).toEqual(["1", "1", " city", String(sample.values[0]?.[4]), String(sample.values[1]?.[4]), "e"]);
+  const picture = (await saved(el, "SVG")).text;
+  expect(picture.match(/class="cell"/g)?.length).toBe(9);
+  expect(picture).toContain("layer 2 · pos The");
 });
 
 test("the table behind has all numbers", () => {

@@ -1,5 +1,8 @@
 import { expect, test } from "vitest";
+import sample from "../samples/patch_map.json";
 import { patchMap } from "../src/views/patch_map";
+import { numbers } from "./numbers";
+import { saved } from "./saved";
 
 function shown() {
   const el = document.createElement("div");
@@ -8,17 +11,51 @@ function shown() {
   const view = patchMap(el, { run: (layers, places) => (asked.push([layers, places]), Promise.resolve()), select: () => undefined });
   view.show({ title: "Patches", note: "", names: ["layer", "head"], rows: ["0", "1"], columns: ["0", "1", "2"], quantity: "share", estimated: new Float32Array([0, 0.1, 0.2, 0.3, 0.4, 0.5]) });
   view.setExact(new Float32Array(6).fill(Number.NaN));
+  return { asked, ...parts(el), view };
+}
+
+function parts(el: HTMLElement) {
   const canvas = el.querySelector("canvas") as HTMLCanvasElement;
   const press = (key: string, shiftKey = false) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key, shiftKey, bubbles: true }));
   const run = el.querySelector("button") as HTMLButtonElement;
-  return { el, view, asked, press, run };
+  const release = () => canvas.dispatchEvent(new KeyboardEvent("keyup", { key: "Shift", bubbles: true }));
+  return { el, press, release, run };
 }
 
+/** The view of the sample: Python's estimates, and two patches that were run. */
+function sampled() {
+  const el = document.createElement("div");
+  document.body.replaceChildren(el);
+  const { traits, ran, state } = sample;
+  const view = patchMap(el, { run: () => Promise.resolve(), select: () => undefined });
+  view.show({ ...traits, first: [0, 5], estimated: new Float32Array(numbers(traits.estimated)) });
+  view.setExact(new Float32Array(numbers(ran)));
+  view.setState(state);
+  return el;
+}
+
+test("its CSV has a row a cell, and estimates apart from what was run", async () => {
+  const { name, text } = await saved(sampled(), "CSV");
+  expect(name).toBe("patches.csv");
+  expect(text.split("\r\n").slice(0, 5)).toEqual(["layer,pos,token,estimate,exact", "2,5,The,0,", "2,6, <b>,0.25,", '2,7,"\n",0.5,', "3,5,The,0.75,0.125"]);
+});
+
+test("its SVG has a corner where a patch was run, and the chart has one of its own", async () => {
+  const el = sampled();
+  const { text } = await saved(el, "SVG");
+  expect([text.match(/class="cell"/g)?.length, text.match(/class="corner"/g)?.length]).toEqual([6, 2]);
+  expect(text).toContain("layer 3 · pos The · 0.125 · exact; the estimate was 0.75");
+  const chart = el.querySelector('[aria-label="Export agreement"]')?.parentElement as HTMLElement;
+  expect((await saved(chart, "SVG")).name).toBe("agreement.svg");
+  expect((await saved(chart, "CSV")).text).toBe("layer,pos,token,estimate,exact\r\n3,5,The,0.75,0.125");
+});
+
 test("brushed cells are run, exactly those; the last layer stands at the top", () => {
-  const { press, run, asked } = shown();
+  const { press, release, run, asked } = shown();
   expect(run.disabled).toBe(true);
   press("ArrowDown");
   press("ArrowRight", true);
+  release();
   expect(run.textContent).toBe("Run these 2 patches");
   run.click();
   expect(asked).toEqual([[[1], [0, 1]]]);

@@ -15,6 +15,18 @@ function listed(count: number, words = (index: number) => `row ${index}`) {
 
 const from = (first: number, end: number) => Array.from({ length: end - first }, (_, at) => `row ${first + at}`);
 
+test("a row that is gone to from elsewhere stands in the middle, wherever the list stood", () => {
+  const tops = [900, 0].map((from) => {
+    const rows = new Rows(10, (index) => h("div", {}, String(index)), new Endings());
+    rows.setHeight(100);
+    rows.setCount(100);
+    rows.show(from / 10);
+    rows.show(50, true);
+    return rows.element.scrollTop;
+  });
+  expect(tops).toEqual([455, 455]);
+});
+
 test("of very many rows those in sight exist, and some more on each side", () => {
   const { rows, texts } = listed(1000);
   expect(texts()).toEqual(from(0, 13));

@@ -18,7 +18,7 @@ import pytest
 
 api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("jupyterlab")
-pytest.register_assert_rewrite("widget_pages")  # a failure there tells what was seen
+pytest.register_assert_rewrite("widget_pages", "reviewed")  # a failure there tells what was seen
 
 from lab_pages import Lab  # noqa: E402
 from lab_server import Server  # noqa: E402

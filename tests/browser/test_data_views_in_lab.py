@@ -10,7 +10,7 @@ import re
 from functools import partial
 
 import pytest
-from widget_pages import assert_told, eventually, look, open_cells, pictures, saved, told
+from widget_pages import assert_told, eventually, look, open_cells, reviewed, saved, told
 
 pytestmark = pytest.mark.slow
 
@@ -58,10 +58,15 @@ def notebook(shown):
 
 
 def numbers_of(text):
-    """The numbers of a CSV file, without the names before each row."""
-    return [
-        [float(cell) for cell in row[1:]] for row in csv.reader(io.StringIO(text)) if row[0] != ""
-    ]
+    """The numbers of a CSV file, without the names above and before them."""
+    _, *rows = csv.reader(io.StringIO(text, newline=""))
+    return [[float(cell) for cell in row[1:]] for row in rows]
+
+
+def column_of(text, name):
+    """The numbers of one column of a CSV file with a row a cell; NaN where there is none."""
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return [float(row[name]) if row[name] else math.nan for row in rows]
 
 
 def assert_near(numbers, expected):
@@ -123,13 +128,28 @@ def test_a_cache_is_searched_read_and_zoomed(notebook):
     view.get_by_role("button", name="Whole").click()
     view.get_by_role("button", name="Whole").wait_for(state="detached")
 
+    canvas = view.locator("canvas")
+    cursor(canvas)
+    notebook.page.keyboard.down("Shift")
+    for key in ["ArrowRight"] * 5 + ["ArrowDown"] * 2:
+        notebook.page.keyboard.press(key)
+    assert view.get_by_role("button", name="Whole").count() == 0  # none while Shift is held
+    notebook.page.keyboard.up("Shift")
+    view.get_by_text("rows 0–2, columns 0–5").wait_for()
+    expected = [row[:6] for row in whole[:3]]
+    assert_near(numbers_of(saved(notebook, view, "CSV", "tensor.csv")), expected)
+    assert saved(notebook, view, "SVG", "tensor.svg").count('class="cell"') == 18
+    view.get_by_role("button", name="Whole").click()
+    view.get_by_role("button", name="Whole").wait_for(state="detached")
+    assert "<svg" in saved(notebook, view, "SVG", "histogram.svg")
+
     view.get_by_role("searchbox").fill("")
     view.get_by_role("option").filter(has_text="transformer.wte").wait_for()
     view.get_by_role("listbox").press("Home")
     view.get_by_role("listbox").press("ArrowDown")
     view.locator(".bar b").filter(has_text="model.transformer.output").wait_for()
     assert_told(notebook, "inspector.chosen", 1)
-    pictures(notebook, CACHE, "cache_inspector")
+    reviewed(notebook, CACHE, "cache_inspector")
 
 
 def test_a_nan_is_found_and_names_are_not_html(notebook):
@@ -144,7 +164,7 @@ def test_a_nan_is_found_and_names_are_not_html(notebook):
     assert_near(numbers_of(saved(notebook, view, "CSV", "tensor.csv")), BROKEN)
     view.get_by_role("button", name="Find NaN").click()
     view.get_by_text("no NaN and no ∞ after this one").wait_for()
-    pictures(notebook, HUNTED, "cache_inspector_nan")
+    reviewed(notebook, HUNTED, "cache_inspector_nan")
 
 
 def assert_likely(notebook, view, layer, token):
@@ -181,15 +201,19 @@ def test_a_cell_of_a_lens_is_selected_everywhere(notebook):
     assert hovered.startswith("layer ")
     notebook.page.mouse.move(0, 0)
     line_under(canvas).get_by_text("layer 2 · pos").wait_for()  # what is selected is told again
-    pictures(notebook, GRID, "lens_grid")
+    reviewed(notebook, GRID, "lens_grid")
 
 
 def test_a_lens_shows_its_measures_and_gives_them_away(notebook):
     view = notebook.cell(GRID).locator(".insitu-lens_grid")
-    for index, of in enumerate(("lens.values", "lens.further['kl'].values")):
-        view.get_by_label("What is shown").select_option(index=index)
-        expected = told(notebook, f"{of}.flip(0).tolist()")
-        assert_near(numbers_of(saved(notebook, view, "CSV", "lens.csv")), expected)
+    saved_lens = saved(notebook, view, "CSV", "lens.csv")
+    for of in ("lens", "lens.further['kl']"):
+        expected = told(notebook, f"{of}.values.flatten().tolist()")
+        quantity = told(notebook, f"{of}.quantity")
+        assert column_of(saved_lens, quantity) == pytest.approx(expected, abs=1e-5)
+    words = [row["text"] for row in csv.DictReader(io.StringIO(saved_lens, newline=""))]
+    assert words == told(notebook, "list(lens.texts)")
+    assert saved(notebook, view, "SVG", "lens.svg").count('class="cell"') == 6 * 8
     assert is_picture(saved(notebook, view, "PNG", "lens.png"))
     view.get_by_text("As a table").click()
     view.get_by_role("row").nth(6 * 8).wait_for()
@@ -216,9 +240,9 @@ def test_attention_is_read_by_head_and_token_and_zoomed(notebook):
 
     notebook.python("insitu.selection.head = 1")
     view.locator("[aria-label='head 1'][aria-pressed=true]").wait_for()
-    pictures(notebook, HEADS, "attention_view")
+    reviewed(notebook, HEADS, "attention_view")
     canvas = view.locator("canvas[role=img]")
-    drag(notebook, canvas, (0.4, 0.4), (0.7, 0.7))
+    drag(notebook, canvas, (0.4, 0.4), (1.2, 0.7))  # let go beyond its edge
     view.get_by_role("button", name="Whole map").wait_for()
     part = numbers_of(saved(notebook, view, "CSV", "attention.csv"))
     assert 2 <= len(part) < 8
@@ -243,27 +267,24 @@ def test_brushed_patches_are_run_exactly(notebook):
     assert_told(notebook, f"{ran}.nonzero().tolist()", [[2, 9], [2, 10], [3, 9], [3, 10]])
     code = view.locator("pre").inner_text()
     notebook.python(
-        "from insitu.methods import activation_patching\n"
-        "metric = logit_difference(model, ' Mary', ' John')\n"
-        f"again, ran = ({code}).values, patches.exact.values[2:4, 9:11]\n"
-        "assert torch.allclose(again, ran, atol=1e-6)"
+        f"{code}\nassert torch.allclose(exact.values, patches.exact.values[2:4, 9:11], atol=1e-6)"
     )
     canvas.press("Enter")
     assert_told(notebook, "insitu.selection.as_dict()['token']", 9)
-    expected = told(
-        notebook,
-        f"torch.where({ran}, patches.exact.values, patches.estimate.values).flip(0).tolist()",
-    )
-    assert_near(numbers_of(saved(notebook, view, "CSV", "patches.csv")), expected)
+    saved_patches = saved(notebook, view, "CSV", "patches.csv")
+    for name in ("estimate", "exact"):
+        expected = told(notebook, f"patches.{name}.values.flatten().tolist()")
+        assert column_of(saved_patches, name) == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    assert saved(notebook, view, "SVG", "agreement.svg").count("<circle") == 4
     assert is_picture(saved(notebook, view, "PNG", "patches.png"))
-    pictures(notebook, PATCHES, "patch_map")
+    reviewed(notebook, PATCHES, "patch_map")
 
 
 def test_an_operation_is_found_in_the_source_and_read_in_a_block(notebook):
     view = notebook.cell(SOURCE).locator(".insitu-source_browser")
     view.get_by_role("button", name="attention_interface_0", exact=True).click()
     assert_told(notebook, "browser.selected", "attention_interface_0")
-    pictures(notebook, SOURCE, "source_browser")
+    reviewed(notebook, SOURCE, "source_browser")
     rows = list(csv.reader(io.StringIO(saved(notebook, view, "CSV", "source.csv"))))
     names = told(notebook, "dir(model.transformer.h[0].attn.source)")
     assert sorted(row[1] for row in rows[1:]) == sorted(names)

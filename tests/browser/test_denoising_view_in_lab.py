@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from widget_pages import assert_prints, eventually, look, open_cells, pictures
+from widget_pages import assert_prints, eventually, look, open_cells, reviewed
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +32,6 @@ def test_pictures_come_and_are_scrubbed(lab):
     read = partial(view.locator(".strip img").evaluate_all, loaded)
     assert eventually(notebook, read, True)
     assert_prints(notebook, 2, "3 6 done\n")
-    pictures(notebook, 1, "denoising_view")
+    reviewed(notebook, 1, "denoising_view")
     assert notebook.said == []
     assert lab.outside == []

@@ -1,7 +1,7 @@
 """A generation in a real JupyterLab: it fills while its cell runs, is scrubbed, stopped, forked."""
 
 import pytest
-from widget_pages import begin, eventually, look, open_cells, output_of, pictures, told, write
+from widget_pages import begin, eventually, look, open_cells, output_of, reviewed, told, write
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +128,6 @@ def test_a_generation_fills_is_stopped_and_forks(lab):
 
     view.locator(".lanes").focus()
     page.keyboard.press("ArrowRight")
-    pictures(notebook, 1, "generation_view")
+    reviewed(notebook, 1, "generation_view")
     assert notebook.said == []
     assert lab.outside == []

@@ -1,7 +1,7 @@
 """Findings and magics in a real JupyterLab: a click on Fix changes the cell, and what it does."""
 
 import pytest
-from widget_pages import eventually, open_cells, output_of, pictures
+from widget_pages import eventually, open_cells, output_of, reviewed
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_a_finding_is_fixed_by_a_click_with_and_without_the_application(lab):
     view = notebook.page.locator(".insitu-lint_fixes")
     view.wait_for()
     assert "gives the name h another value" in view.inner_text()
-    pictures(notebook, 1, "lint_fixes")
+    reviewed(notebook, 1, "lint_fixes")
 
     view.get_by_role("button", name="Fix").click()
     view.get_by_text("The cell is changed").first.wait_for()

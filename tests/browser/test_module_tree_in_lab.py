@@ -4,7 +4,7 @@ import csv
 import io
 
 import pytest
-from widget_pages import assert_prints, eventually, open_cells, pictures, saved, told
+from widget_pages import assert_prints, eventually, open_cells, pictures, reviewed, saved, told
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def test_a_click_and_the_arrow_keys_select_in_python(lab):
     view.locator(".told").wait_for()
 
     assert_prints(notebook, 1, "selected transformer.h.3.attn.c_proj Conv1D\n")
-    pictures(notebook, 0, "module_tree")
+    reviewed(notebook, 0, "module_tree")
 
     view.get_by_role("searchbox").fill("")
     view.locator("[role=tree]").focus()
@@ -82,5 +82,5 @@ def test_the_tree_marks_what_runs_do_while_they_run(lab):
     stands = view.locator('[role=treeitem] [aria-label*="the pass stands here"]')
     stands.first.wait_for()
     assert stands.first.inner_text() == "▶"
-    pictures(notebook, 0, "module_tree_held")
+    reviewed(notebook, 0, "module_tree_held")
     assert notebook.errors() == notebook.said == lab.outside == []

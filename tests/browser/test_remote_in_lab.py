@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from widget_pages import begin, cancel, open_cells, output_of, pictures, write
+from widget_pages import begin, cancel, open_cells, output_of, pictures, reviewed, write
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from demo_server import demo_server
@@ -95,7 +95,7 @@ def test_a_cell_is_followed_cancelled_while_it_runs_and_found_again(lab, remote)
     notebook.run(2)
     dock = notebook.cell(2).locator(".insitu-job_dock")
     dock.locator(".job", has_text="RUNNING").wait_for()
-    pictures(notebook, 2, "remote_dock")
+    reviewed(notebook, 2, "remote_dock")
     cancel(again)
     dock.locator(".job", has_text="RUNNING").wait_for(state="detached")
     assert notebook.said == []

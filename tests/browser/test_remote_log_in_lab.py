@@ -1,7 +1,7 @@
 """The log of a job in a real JupyterLab: fast, searched, cancelled, and after a restart."""
 
 import pytest
-from widget_pages import begin, cancel, eventually, open_cells, output_of, pictures, write
+from widget_pages import begin, cancel, eventually, open_cells, output_of, pictures, reviewed, write
 
 pytestmark = pytest.mark.slow
 
@@ -105,5 +105,5 @@ def test_a_log_survives_a_reload_and_is_shown_again_after_a_restart(lab):
     again = notebook.cell(5).locator(".insitu-remote_log")
     again.locator("[aria-current=step]", has_text="LOST").wait_for()
     again.locator(".said", has_text="The kernel ended while the job ran.").wait_for()
-    pictures(notebook, 5, "remote_log_recorded")
+    reviewed(notebook, 5, "remote_log_recorded")
     assert lab.outside == []

@@ -1,7 +1,7 @@
 """The run ledger in a real JupyterLab: filled by cells, compared, run again from the page."""
 
 import pytest
-from widget_pages import assert_prints, open_cells, pictures
+from widget_pages import assert_prints, open_cells, reviewed
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def test_runs_are_noted_compared_and_run_again(lab):
     view.get_by_role("button", name="Compare").click()
     view.locator("pre .second").get_by_text("*= -3").wait_for()
     assert_prints(notebook, 3, "2 [1, 2]\n")
-    pictures(notebook, 0, "run_ledger")
+    reviewed(notebook, 0, "run_ledger")
 
     with notebook.page.expect_download() as saved:
         view.get_by_role("button", name="Save as notebook").click()

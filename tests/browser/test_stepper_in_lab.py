@@ -1,7 +1,7 @@
 """The stepper in a real JupyterLab: a pass driven by buttons, edited, and moved by cells."""
 
 import pytest
-from widget_pages import open_cells, output_of, pictures
+from widget_pages import open_cells, output_of, reviewed
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_a_pass_is_driven_from_the_page_and_from_cells(lab):
     view.get_by_label("A Python expression of value").fill("value[:, :2]")
     view.get_by_role("button", name="Write").click()
     view.get_by_role("alert").filter(has_text="does not fit: part 0: shape").wait_for()
-    pictures(notebook, 0, "stepper")
+    reviewed(notebook, 0, "stepper")
     view.get_by_role("button", name="Zero").click()
     view.get_by_role("alert").wait_for(state="detached")
     view.get_by_text("mean 0 · std 0").wait_for()

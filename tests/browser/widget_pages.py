@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 from lab_server import PATIENCE_S
 from playwright import sync_api
+from reviewed import assert_as_reviewed
 
 LOOK = """async ([index, wanted, patience]) => {
     const look = () => {
@@ -91,6 +92,12 @@ def look(notebook, index, wanted=None):
     return notebook.page.evaluate(LOOK, [index, wanted, PATIENCE_S * 1000])
 
 
+def reviewed(notebook, index, name):
+    """A view is as it was when it was reviewed; its pictures too, where they are wanted."""
+    assert_as_reviewed(notebook, index, name)
+    pictures(notebook, index, name)
+
+
 def pictures(notebook, index, name):
     """The output of a cell, in light and dark, where SCREENSHOTS names a folder."""
     if not (folder := os.environ.get("SCREENSHOTS")):
@@ -143,8 +150,9 @@ def write(notebook, index, text):
 def saved(notebook, view, button, name):
     """What a view's export button saves once it stands still: a text, or the bytes of a picture."""
     answered(notebook, view)
+    group = view.get_by_role("group", name=f"Export {Path(name).stem}", exact=True)
     with notebook.page.expect_download() as download:
-        view.get_by_role("button", name=button, exact=True).click()
+        group.get_by_role("button", name=button, exact=True).click()
     assert download.value.suggested_filename == name
     content = Path(download.value.path()).read_bytes()
     return content if name.endswith(".png") else content.decode()

@@ -305,8 +305,21 @@ def test_brushed_patches_are_run_and_no_others(llm):
     exact = patches.run([1, 3], [last]).values
     assert torch.allclose(exact[[1, 3], last], expected[[1, 3], last], atol=1e-5)
     assert int(exact.isfinite().sum()) == 2
-    assert f"positions=[{last}], layers=[1, 3]" in patches.code
     assert patches.state == {}
+    again = {"model": llm}
+    exec(patches.code, again)
+    assert torch.allclose(again["exact"].values, exact[[1, 3], last][:, None], atol=1e-5)
+
+
+def test_the_program_of_brushed_heads_names_a_metric_of_ones_own(llm):
+    def metric(logits):
+        return logits[:, -1, 3] - logits[:, -1, 5]
+
+    patches = patch_map(llm, "Once upon a time", "Once upon the time", metric, of="heads")
+    exact = patches.run([1], [2, 0]).values
+    again = {"model": llm, "metric": metric}
+    exec(patches.code, again)
+    assert torch.allclose(again["exact"].values[0], exact[1, [2, 0]], atol=1e-5)
 
 
 def test_a_patch_that_fails_is_told_in_the_view():

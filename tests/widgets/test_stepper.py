@@ -371,7 +371,8 @@ def test_the_sample_is_what_python_sends():
         stepper = Stepper(run)
         stepper.to("1.0")
         sent = {
-            name: getattr(stepper, name) for name in ("title", "place", "rows", "value", "code")
+            name: getattr(stepper, name)
+            for name in ("title", "place", "blocks", "rows", "value", "code")
         }
         sent["source"] = {**stepper.source, "file": "container.py:1"}
         sent["picture"] = np.frombuffer(stepper.picture, "<f4").tolist()

@@ -5,7 +5,8 @@ import { h } from "./dom";
 export interface Exports {
   name: string;
   canvas?: () => HTMLCanvasElement | null;
-  svg?: () => SVGSVGElement | null;
+  /** In place of one that cannot be drawn: why. */
+  svg?: () => SVGSVGElement | string | null;
   rows?: () => (string | number)[][];
   text?: () => string;
 }
@@ -25,11 +26,11 @@ export function csv(rows: (string | number)[][]): string {
 export function exporting(given: Exports): HTMLElement {
   const { canvas, svg, rows, text } = given;
   const news = h("span", { class: "soft", role: "status" });
-  const button = (kind: string, what: string, make: () => Promise<Blob | null>): HTMLElement => {
+  const button = (kind: string, what: string, make: () => Promise<Blob | string | null>): HTMLElement => {
     const click = (): void =>
       void make()
         .catch(() => null)
-        .then((blob) => (blob ? save(blob, `${given.name}.${kind.toLowerCase()}`) : tell("nothing to save")));
+        .then((made) => (made instanceof Blob ? save(made, `${given.name}.${kind.toLowerCase()}`) : tell(made ?? "nothing to save")));
     return h("button", { type: "button", title: `Save ${what}`, click }, kind);
   };
   const tell = (words: string): void => {
@@ -38,15 +39,15 @@ export function exporting(given: Exports): HTMLElement {
   };
   const png = async (): Promise<Blob | null> => {
     const drawing = canvas?.();
-    if (drawing?.width && drawing.height) return pixels(drawing);
+    if (drawing?.width && drawing.height) return pixels(onPaper(drawing, element.closest(".insitu-view")));
     const picture = svg?.();
-    return picture ? rastered(picture) : null;
+    return picture && typeof picture !== "string" ? rastered(picture) : null;
   };
-  const drawing = async (): Promise<Blob | null> => {
+  const drawing = async (): Promise<Blob | string | null> => {
     const picture = svg?.();
-    return picture ? new Blob([drawn(picture)], { type: "image/svg+xml" }) : null;
+    return picture && typeof picture !== "string" ? new Blob([drawn(picture)], { type: "image/svg+xml" }) : (picture ?? null);
   };
-  return h(
+  const element = h(
     "span",
     { role: "group", "aria-label": `Export ${given.name}` },
     (canvas || svg) && button("PNG", "the picture", png),
@@ -58,6 +59,19 @@ export function exporting(given: Exports): HTMLElement {
     text && button("TXT", "the text", async () => new Blob([text()], { type: "text/plain" })),
     news,
   );
+  return element;
+}
+
+/** A drawing on the paper of its view: its ink is light where that is dark. */
+function onPaper(drawing: HTMLCanvasElement, view: Element | null): HTMLCanvasElement {
+  const { width, height } = drawing;
+  const canvas = h("canvas", { width, height });
+  const pen = canvas.getContext("2d");
+  if (!pen) return drawing;
+  pen.fillStyle = (view && getComputedStyle(view).backgroundColor) || "#fff";
+  pen.fillRect(0, 0, width, height);
+  pen.drawImage(drawing, 0, 0);
+  return canvas;
 }
 
 function drawn(picture: SVGSVGElement): string {

@@ -54,8 +54,8 @@ function fitted(parts: Part[]): Part[] {
   });
 }
 
-/** Spaces about a text stay spaces; control characters within are named. */
-function clean(text: string): string {
+/** What a file of XML may hold: spaces about a text stay spaces; control characters within are named. */
+export function clean(text: string): string {
   const spaced = text.replaceAll("\t", "    ");
   const inner = spaced.replace(/^ +| +$/g, "");
   const start = spaced.length - spaced.replace(/^ +/, "").length;

@@ -76,8 +76,9 @@ export class Rows {
     return row;
   }
 
-  /** Scroll as little as brings a row into sight. */
-  show(index: number): void {
+  /** Scroll as little as brings a row into sight; or have it in the middle, wherever the list stood. */
+  show(index: number, isMiddle = false): void {
+    if (isMiddle) return this.scroll(this.within((index + 0.5) * this.height - (this.seen || UNSEEN) / 2));
     const [above, below] = [index * this.height, (index + 1) * this.height - this.seen];
     if (above < this.top) this.scroll(above);
     else if (below > this.top) this.scroll(below);

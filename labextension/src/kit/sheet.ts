@@ -9,6 +9,7 @@ export const SHEET = `
 --tint:var(--jp-layout-color2,var(--vscode-editor-inactiveSelectionBackground,#eef1f4));
 --mono:var(--jp-code-font-family,ui-monospace,SFMono-Regular,Menlo,Consolas,monospace);
 --blue:#3b78b8;--orange:#d9822b;
+--link:color-mix(in srgb,#3b78b8 62%,var(--ink));--bad:color-mix(in srgb,#d93025 68%,var(--ink));
 color:var(--ink);background:var(--paper);box-sizing:border-box;padding:6px 8px;position:relative;
 font:13px/1.5 var(--jp-content-font-family,system-ui,-apple-system,"Segoe UI",sans-serif);
 font-variant-numeric:tabular-nums;max-width:72rem}

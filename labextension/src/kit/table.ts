@@ -5,14 +5,14 @@ export type Cell = string | number;
 
 const ROWS_MAX = 500;
 
-/** A folded table; its rows are asked for when it is opened. */
-export function tableBehind(caption: string, columns: string[], rows: () => Cell[][]): HTMLDetailsElement {
+/** A folded table; its rows are asked for when it is opened, and its columns too where they differ. */
+export function tableBehind(caption: string, columns: string[] | (() => string[]), rows: () => Cell[][], title = "As a table"): HTMLDetailsElement {
   const place = h("div", { class: "scroll" });
-  const fold = h("details", { class: "behind" }, h("summary", { class: "soft" }, "As a table"), place);
+  const fold = h("details", { class: "behind" }, h("summary", { class: "soft" }, title), place);
   const fill = (): void => {
     if (!fold.open) return;
     const all = rows();
-    replace(place, table(caption, columns, all.slice(0, ROWS_MAX)), all.length > ROWS_MAX && h("p", { class: "soft" }, `… and ${all.length - ROWS_MAX} rows more: save them as CSV`));
+    replace(place, table(caption, typeof columns === "function" ? columns() : columns, all.slice(0, ROWS_MAX)), all.length > ROWS_MAX && h("p", { class: "soft" }, `… and ${all.length - ROWS_MAX} rows more: save them as CSV`));
   };
   fold.addEventListener("toggle", fill);
   return fold;

@@ -1,6 +1,6 @@
 /** Attention: heads small, side by side; one of them large; the text, shaded by what a token reads. */
 import { css, inkOn, scale } from "../kit/colours";
-import { h, replace, visible } from "../kit/dom";
+import { clicks, h, replace, update, visible } from "../kit/dom";
 import { exporting } from "../kit/export";
 import { Heatmap } from "../kit/heatmap";
 import { Endings } from "../kit/host";
@@ -11,6 +11,8 @@ import { trouble } from "../kit/trouble";
 
 export interface Patterns {
   title: string;
+  /** What layers and heads are; nothing for an axis that is missing. */
+  names: string[];
   layers: string[];
   heads: string[];
   queries: string[];
@@ -34,6 +36,7 @@ export interface Asks {
 
 export interface AttentionViewView {
   show(patterns: Patterns): void;
+  /** Goes somewhere: null leaves an axis as it is, and what is nowhere leaves all. */
   mark(layer: number | null, head: number | null, token: number | null): void;
   end(): void;
 }
@@ -41,7 +44,7 @@ export interface AttentionViewView {
 const TOKENS_MAX = 600;
 const LABELLED_MAX = 64;
 const SHEET = `
-.insitu-attention_view .heads{display:flex;flex-wrap:wrap;gap:6px;margin:0 0 8px}
+.insitu-attention_view .heads:not(.hidden){display:flex;flex-wrap:wrap;gap:6px;margin:0 0 8px}
 .insitu-attention_view .heads button{padding:3px;line-height:1;display:flex;flex-direction:column;gap:2px;align-items:center}
 .insitu-attention_view .heads canvas{width:56px;height:56px;image-rendering:pixelated}
 .insitu-attention_view .sides{display:grid;grid-template-columns:minmax(0,3fr) minmax(12rem,2fr);gap:14px}
@@ -55,7 +58,7 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   const endings = new Endings();
   const view = root(el, "attention_view", SHEET);
   const say = speaker(view);
-  let patterns: Patterns = { title: "", layers: [], heads: [], queries: [], keys: [], note: "", size: [0, 0] };
+  let patterns: Patterns = { title: "", names: ["layer", "head"], layers: [], heads: [], queries: [], keys: [], note: "", size: [0, 0] };
   let [layer, head] = [0, 0];
   let query: number | null = null;
   let window: { rows: [number, number]; columns: [number, number] } = { rows: [0, 0], columns: [0, 0] };
@@ -79,10 +82,12 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
     return value > 0 ? [[named(first(row)), visible(patterns.keys[firstKey(column)] ?? `token ${firstKey(column)}`), value]] : [];
   }));
   view.append(
-    h("div", { class: "bar" }, title, choice, note, h("span", { class: "grow" }), whole, exporting({ name: "attention", canvas: () => map.canvas, rows: () => map.rows() })),
+    h("div", { class: "bar" }, title, choice, note, h("span", { class: "grow" }), whole, exporting({ name: "attention", canvas: () => map.canvas, svg: () => map.svg(), rows: () => map.rows() })),
     heads, place, h("div", { class: "sides" }, map.element, h("div", {}, hint, tokens)), behind,
   );
 
+  /** An axis and a place on it, in words; nothing for one that is missing. */
+  const at_ = (axis: 0 | 1, label: string | undefined): string => (patterns.names[axis] ? `${patterns.names[axis]} ${label}` : "");
   const named = (at: number): string => visible(patterns.queries[at] ?? `token ${at}`);
   /** The first query, or key, that a pixel of the map stands for. */
   const first = (row: number): number => window.rows[0] + Math.floor((row * (window.rows[1] - window.rows[0])) / (tile.shape[0] || 1));
@@ -113,7 +118,7 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
       const canvas = h("canvas", { width: columns || 1, height: rows || 1, "aria-hidden": "true" });
       const part = values.subarray(index * rows * columns, (index + 1) * rows * columns);
       paint(canvas, part, columns, rows);
-      return h("button", { type: "button", "aria-pressed": String(index === head), "aria-label": `head ${name}`, click: () => choose(layer, index, query) }, canvas, h("span", { class: "soft" }, name));
+      return h("button", { type: "button", "aria-pressed": String(index === head), "aria-label": at_(1, visible(name)), click: () => choose(layer, index, query) }, canvas, h("span", { class: "soft" }, visible(name)));
     }));
   }
 
@@ -158,7 +163,7 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
     if (moved) open();
     else if (turned) fetchTile(), readTokens();
     else readTokens(), drawMap();
-    say(`layer ${patterns.layers[layer]}, head ${patterns.heads[head]}${query === null ? "" : `, token ${named(query)}`}`);
+    say([at_(0, patterns.layers[layer]), at_(1, patterns.heads[head]), query === null ? "" : `token ${named(query)}`].filter(Boolean).join(", "));
   }
 
   function readTokens(): void {
@@ -175,16 +180,17 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   function drawTokens(): void {
     const shades = scale(read, [0, most(read)]);
     hint.textContent = query === null ? "Click a token, or a row of the map, to see what it reads." : `${named(query)} reads:`;
-    replace(tokens, ...patterns.keys.slice(0, TOKENS_MAX).map((token, index) => {
+    update(tokens, ...patterns.keys.slice(0, TOKENS_MAX).map((token, index) => {
       const weight = read[index] ?? 0;
       const colour = shades.colour(weight);
       const style = query !== null && weight > 0.005 ? `background:${css(colour)};color:${inkOn(colour)}` : "";
-      return h("button", { type: "button", style, title: query === null ? "" : weight.toFixed(4), "aria-pressed": String(index === query), click: () => choose(layer, head, index < patterns.size[0] ? index : null) }, visible(token));
+      return h("button", { type: "button", style, title: query === null ? "" : weight.toFixed(4), "aria-pressed": String(index === query), "data-at": index }, visible(token));
     }), patterns.size[1] > TOKENS_MAX && h("span", { class: "soft" }, ` … and ${compact(patterns.size[1] - TOKENS_MAX)} tokens more`));
   }
 
   const all = (): typeof window => ({ rows: [0, patterns.size[0]], columns: [0, patterns.size[1]] });
   endings.listen(choice, "change", () => choose(choice.selectedIndex, head, query));
+  clicks(tokens, "data-at", (at) => choose(layer, head, Number(at) < patterns.size[0] ? Number(at) : null), endings);
   endings.listen(whole, "click", () => {
     window = all();
     fetchTile();
@@ -197,7 +203,10 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
       window = all();
       title.textContent = patterns.title;
       note.textContent = patterns.note;
-      replace(choice, ...patterns.layers.map((name) => h("option", {}, `layer ${name}`)));
+      replace(choice, ...patterns.layers.map((name) => h("option", {}, at_(0, visible(name)))));
+      choice.setAttribute("aria-label", capital(patterns.names[0] || "layer"));
+      heads.setAttribute("aria-label", `${capital(patterns.names[1] || "head")}s`);
+      heads.classList.toggle("hidden", !patterns.names[1]);
       choice.selectedIndex = layer;
       choice.classList.toggle("hidden", patterns.layers.length < 2);
       if (patterns.layers.length && patterns.heads.length && patterns.size[0] && patterns.size[1]) open();
@@ -210,6 +219,10 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
     },
     end: () => endings.run(),
   };
+}
+
+function capital(word: string): string {
+  return word.charAt(0).toUpperCase() + word.slice(1);
 }
 
 /** The largest finite weight. */

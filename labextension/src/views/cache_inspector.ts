@@ -1,16 +1,23 @@
 /** The tensors of a cache: a table of those in sight, and a map and a histogram of the chosen one. */
-import { h, replace, svg, visible } from "../kit/dom";
+import { h, replace, visible } from "../kit/dom";
 import { exporting } from "../kit/export";
 import { Heatmap } from "../kit/heatmap";
 import { Endings } from "../kit/host";
 import { latest } from "../kit/requests";
 import { Rows } from "../kit/rows";
 import { root, speaker } from "../kit/sheet";
-import { bytes, compact } from "../kit/table";
+import { bytes, compact, tableBehind } from "../kit/table";
 import { trouble } from "../kit/trouble";
+import { BINS, bins, histogram, type Spread } from "./histogram";
 
-/** Number, name, step, shape, kind, bytes. */
-export type Row = [number, string, number, number[], string, number];
+/** Number, name, step where there are several, shape, kind, bytes, layer. */
+export type Row = [number, string, number | null, number[], string, number, number | null];
+
+/** What of the shared selection a tensor is of. */
+export interface Of {
+  layer?: number | null;
+  step?: number | null;
+}
 
 export interface Page {
   total: number;
@@ -53,7 +60,10 @@ export interface Asks {
   numbers(which: number[]): Promise<Record<string, Numbers>>;
   hunt(start: number): Promise<{ found: number | null; next: number | null }>;
   picture(wanted: Wanted): Promise<Picture>;
-  choose(which: number): void;
+  /** A tensor was gone to; and what is to be selected by that, where the user did. */
+  choose(which: number, of: Of | null): void;
+  /** The tensor of a layer and a step that stands where the chosen one does; null where there is none. */
+  place(layer: number | null, step: number | null, chosen: number | null): Promise<number | null>;
 }
 
 export interface CacheInspectorView {
@@ -61,6 +71,8 @@ export interface CacheInspectorView {
   show(title: string, count: number, size: number, compares: boolean, first?: Page): void;
   /** Goes to a tensor by its number. */
   setChosen(number: number | null): void;
+  /** Goes to the tensor of a layer and a step that were selected elsewhere. */
+  follow(of: Of): void;
   end(): void;
 }
 
@@ -79,16 +91,14 @@ grid-template-columns:minmax(6rem,2fr) minmax(5rem,1.4fr) 3.6rem repeat(var(--nu
 .insitu-cache_inspector .row:hover{background:var(--tint)}
 .insitu-cache_inspector .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
 .insitu-cache_inspector .headings{color:var(--soft);font-size:11.5px}
-.insitu-cache_inspector .bad{color:#b3261e;font-weight:600}
-body[data-jp-theme-light=false] .insitu-cache_inspector .bad{color:#ff8a80}
-@media (prefers-color-scheme:dark){.insitu-cache_inspector .bad{color:#ff8a80}}
+.insitu-cache_inspector .bad{color:var(--bad);font-weight:600}
 .insitu-cache_inspector .sides{display:grid;grid-template-columns:minmax(0,1fr) 260px;gap:14px;margin-top:8px}
 .insitu-cache_inspector .places{display:flex;flex-wrap:wrap;gap:4px 14px;margin:6px 0}
 .insitu-cache_inspector .places label{display:flex;gap:6px;align-items:center}
 @container (max-width:640px){.insitu-cache_inspector .sides{grid-template-columns:1fr}}
 `;
 const NUMBERS = ["mean", "std", "min", "max"] as const;
-const APART = ["largest", "relative", "cosine"] as const;
+const APART = [["largest", "apart"], ["relative", "relative"], ["cosine", "cosine"]] as const;
 
 export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView {
   const endings = new Endings();
@@ -116,8 +126,14 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   const heading = h("div", { class: "bar" });
   const places = h("div", { class: "places" });
   const chart = h("div");
+  const spread = (): Spread => ({ counts: picture?.counts ?? new Float32Array(), low: picture?.low ?? 0, high: picture?.high ?? 0 });
+  const chartPane = h("div", {}, chart, h("div", { class: "bar" }, exporting({ name: "histogram", svg: () => chart.querySelector("svg"), rows: () => [BINS, ...bins(spread())] })), tableBehind("Spread of its numbers", BINS, () => bins(spread()), "Histogram as a table"));
   const map = new Heatmap({ label: "The chosen tensor", rowsName: "row", columnsName: "column", cell: { min: 1, max: 24, height: 20 }, brush: zoom }, endings);
-  about.append(heading, places, h("div", { class: "sides" }, map.element, chart));
+  const behind = tableBehind("Numbers of the picture", ["row", "column", "value"], () => {
+    const [[, ...columns] = [], ...rows] = map.rows();
+    return rows.flatMap(([name = "", ...values]) => values.map((value, column) => [name, columns[column] ?? "", value]));
+  });
+  about.append(heading, places, h("div", { class: "sides" }, h("div", {}, map.element, behind), chartPane));
 
   // The table -------------------------------------------------------------------------------------
 
@@ -159,8 +175,10 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     if (!inSight.length) return;
     counting = true;
     asks.numbers(inSight.slice(0, 40)).then((given) => {
+      const before = known.size;
       for (const [number, numbers] of Object.entries(given)) known.set(Number(number), numbers);
       counting = false;
+      if (known.size === before) return;
       rows.refresh();
       fetchNumbers();
     }, (error: unknown) => {
@@ -185,25 +203,31 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     const [number, name, , shape, kind, size] = it;
     const numbers = known.get(number);
     const bad = numbers && numbers.nan + numbers.inf > 0;
-    const cells = (compares ? APART.map((key) => numbers?.apart?.[key]) : NUMBERS.map((key) => numbers?.[key])) as (number | null | undefined)[];
+    const cells: [string, number | null | undefined][] = compares ? APART.map(([key, name]) => [name, numbers?.apart?.[key]]) : NUMBERS.map((key) => [key, numbers?.[key]]);
+    const broken = bad && [numbers.nan && `${compact(numbers.nan)} NaN`, numbers.inf && `${compact(numbers.inf)} ∞`].filter(Boolean).join(" ");
+    // The headings stand outside of the list: a row says itself what its numbers are.
+    const words = [visible(name), [kind, shape.join(" by ")].filter(Boolean).join(" "), bytes(size), ...(numbers ? [...cells.map(([named, value]) => `${named} ${worded(value)}`), broken || "no NaN and no infinity"] : [])];
     return h(
       "div",
-      { class: "row", role: "option", id: `${key}-${index}`, "aria-selected": String(number === chosen), click: () => choose(index) },
+      { class: "row", role: "option", id: `${key}-${index}`, "aria-selected": String(number === chosen), "aria-label": words.join(", "), click: () => choose(index) },
       h("code", { title: name }, h("bdi", { dir: "ltr" }, visible(name))), // a path that is too long is cut off at its start
       h("span", { class: "soft mono" }, `${kind}[${shape.join(", ")}]`),
       h("span", { class: "soft number" }, bytes(size)),
-      ...cells.map((value) => h("span", { class: "number" }, numbers ? (value === null || value === undefined ? "–" : compact(value)) : "…")),
-      h("span", { class: bad ? "bad number" : "soft number" }, numbers ? (bad ? [numbers.nan && `${compact(numbers.nan)} NaN`, numbers.inf && `${compact(numbers.inf)} ∞`].filter(Boolean).join(" ") : "none") : "…"),
+      ...cells.map(([, value]) => h("span", { class: "number" }, numbers ? worded(value, "–") : "…")),
+      h("span", { class: bad ? "bad number" : "soft number" }, numbers ? broken || "none" : "…"),
     );
   }
 
-  function choose(index: number): void {
+  /** Go to a tensor; the user's own choice is selected in every view. */
+  function choose(index: number, isOwn = true, isFar = false): void {
     const it = row(index);
     if (!it) return;
     [chosen, going] = [it[0], -1];
     rows.element.setAttribute("aria-activedescendant", `${key}-${index}`);
-    rows.show(index);
-    asks.choose(chosen);
+    rows.show(index, isFar);
+    const of: Of = { ...(it[2] !== null && { step: it[2] }), ...(it[6] !== null && { layer: it[6] }) };
+    if (isOwn) followed = { ...followed, ...of };
+    asks.choose(chosen, isOwn ? of : null);
     open({ which: chosen });
     say(`${it[1]}, ${it[4]} ${it[3].join(" by ")}`);
   }
@@ -213,7 +237,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     for (;;) {
       const { found, next } = await asks.hunt(start);
       if (found !== null) {
-        goTo(found);
+        goTo(found, true);
         break;
       }
       if (next === null) {
@@ -227,9 +251,10 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   }
 
   let going = -1; // what is to be chosen once its row is here
+  let isAsked = false; // by the user
 
-  function goTo(number: number): void {
-    going = number;
+  function goTo(number: number, isOwn = false): void {
+    [going, isAsked] = [number, isOwn];
     if (search.value.trim()) {
       search.value = "";
       reset();
@@ -239,7 +264,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   }
 
   function arrive(): void {
-    if (going >= 0 && row(going)) choose(going);
+    if (going >= 0 && row(going)) choose(going, isAsked, true);
   }
 
   // One tensor ------------------------------------------------------------------------------------
@@ -261,7 +286,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
       h("span", { class: "soft" }, `[${shape.join(", ")}]${given.note ? ` · ${given.note}` : ""}${isPart ? ` · rows ${part[0]}–${part[1] - 1}, columns ${part[2]}–${part[3] - 1}` : ""}`),
       h("span", { class: "grow" }),
       isPart && h("button", { type: "button", click: () => open({ which: wanted.which, at: wanted.at }) }, "Whole"),
-      exporting({ name: "tensor", canvas: () => map.canvas, rows: () => map.rows() }),
+      exporting({ name: "tensor", canvas: () => map.canvas, svg: () => map.svg(), rows: () => map.rows() }),
     );
     replace(places, ...leading.map((size, dimension) => {
       const at = wanted.at?.[dimension] ?? 0;
@@ -275,7 +300,8 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     const [high = 0, wide = 0] = given.picture;
     const label = (first: number, last: number, count: number) => (_: unknown, index: number) => String(first + Math.floor((index * (last - first)) / (count || 1)));
     map.show({ rows: Array.from({ length: high }, label(part[0], part[1], high)), columns: Array.from({ length: wide }, label(part[2], part[3], wide)), values: given.values });
-    replace(chart, histogram(given.counts, given.low, given.high));
+    replace(chart, histogram(spread()));
+    for (const fold of [behind, ...chartPane.querySelectorAll("details")]) fold.open = false;
     const focused = places.querySelector("input");
     if (focused && document.activeElement === document.body) focused.focus();
   }
@@ -290,6 +316,16 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
       rows: [between(part[0], part[1], high, from.row), Math.max(between(part[0], part[1], high, to.row + 1), between(part[0], part[1], high, from.row) + 1)],
       columns: [between(part[2], part[3], wide, from.column), Math.max(between(part[2], part[3], wide, to.column + 1), between(part[2], part[3], wide, from.column) + 1)],
     });
+  }
+
+  const latestPlace = latest();
+  let followed: Of | null = null; // what was selected last; nothing before the first word of it
+  function follow(of: Of): void {
+    const isNews = followed === null ? chosen < 0 && going < 0 : of.layer !== followed.layer || of.step !== followed.step;
+    followed = of;
+    const [layer, step] = [of.layer ?? null, of.step ?? null];
+    if (!isNews || (layer === null && step === null) || search.value.trim()) return;
+    latestPlace(asks.place(layer, step, chosen < 0 ? null : chosen)).then((to) => to !== null && to !== chosen && goTo(to), () => undefined);
   }
 
   const failed = (error: unknown): void => replace(place, trouble(error));
@@ -322,7 +358,7 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
       summary = `${compact(howMany)} tensors, ${bytes(size)}`;
       told.textContent = summary;
       view.style.setProperty("--numbers", String((compares ? APART.length : NUMBERS.length) + 1));
-      replace(headings, h("span", {}, "tensor"), h("span", {}, "kind"), h("span", { class: "number" }, "bytes"), ...(compares ? ["apart", "relative", "cosine"] : [...NUMBERS]).map((name) => h("span", { class: "number" }, name)), h("span", { class: "number" }, "NaN, ∞"));
+      replace(headings, h("span", {}, "tensor"), h("span", {}, "kind"), h("span", { class: "number" }, "bytes"), ...(compares ? APART.map(([, name]) => name) : [...NUMBERS]).map((name) => h("span", { class: "number" }, name)), h("span", { class: "number" }, "NaN, ∞"));
       chosen = -1;
       known.clear();
       about.classList.add("hidden");
@@ -331,28 +367,13 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     setChosen(number) {
       if (number !== null && number !== chosen && number < count) goTo(number);
     },
+    follow,
     end: () => endings.run(),
   };
 }
 
-const key = `cache${Math.random().toString(36).slice(2, 8)}`;
-
-/** The spread of all numbers of a tensor, as bars. */
-function histogram(counts: Float32Array, low: number, high: number): Element {
-  const [width, height] = [250, 110];
-  const most = Math.max(...counts, 1);
-  const each = width / (counts.length || 1);
-  if (!counts.length) return h("p", { class: "soft" }, "No finite number in it.");
-  return h(
-    "figure",
-    { style: "margin:0" },
-    svg(
-      "svg",
-      { viewBox: `0 0 ${width} ${height + 16}`, width: "100%", role: "img", "aria-label": `Histogram from ${compact(low)} to ${compact(high)}` },
-      ...[...counts].map((count, index) => svg("rect", { x: index * each, y: height - (height * count) / most, width: Math.max(each - 1, 1), height: (height * count) / most, fill: "#3b78b8" }, svg("title", {}, `${compact(count)}`))),
-      svg("text", { x: 0, y: height + 13, "font-size": 11, fill: "currentColor" }, compact(low)),
-      svg("text", { x: width, y: height + 13, "font-size": 11, "text-anchor": "end", fill: "currentColor" }, compact(high)),
-    ),
-    h("figcaption", { class: "soft" }, `spread of its numbers; the tallest bar has ${compact(most)}`),
-  );
+function worded(value: number | null | undefined, none = "none"): string {
+  return value === null || value === undefined ? none : compact(value);
 }
+
+const key = `cache${Math.random().toString(36).slice(2, 8)}`;

@@ -68,10 +68,12 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
   const whole = h("div", { class: "whole" });
   const trouble = h("div");
   const columns = ["step", "timestep", "change"];
+  const places = tableBehind("Where each word is looked at in this step", ["token", "lowest", "highest", "mean", "highest at row, column"], attention, "Attention of this step as a table");
+  const looks = h("div", { class: "bar hidden" }, places, h("span", { class: "grow" }), exporting({ name: "attention", rows: () => [["step", "token", "row", "column", "weight"], ...steps.flatMap(weights)] }));
   const rows = (): (string | number)[][] => steps.map((step) => [step.number, step.timestep ?? Number.NaN, step.change ?? Number.NaN]);
   view.append(
     h("div", { class: "bar" }, title, prompt, news, stop, h("span", { class: "grow" }), exporting({ name: "denoising", canvas: whole_, rows: () => [columns, ...rows()] })),
-    trouble, strip, scrub, whole, tableBehind("Steps", columns, rows),
+    trouble, strip, scrub, whole, tableBehind("Steps", columns, rows), looks,
   );
 
   function address(number: number): string {
@@ -115,6 +117,8 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
     range.value = String(at);
     scrub.classList.toggle("hidden", steps.length < 2);
     const step = steps[at];
+    looks.classList.toggle("hidden", step?.shape.length !== 3);
+    places.dispatchEvent(new Event("toggle")); // filled anew where it is open
     if (!step) {
       replace(whole, h("span", { class: "soft" }, "No picture yet."));
       return;
@@ -139,6 +143,22 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
         context.fillRect(index % wide, Math.floor(index / wide), 1, 1);
       });
     return h("figure", { role: "listitem" }, canvas, h("figcaption", {}, h("code", {}, visible(token)), h("span", { class: "soft" }, ` ${compact(known.low)} – ${compact(known.high)}`)));
+  }
+
+  /** The map of each word in the step that is shown, in a row. */
+  function attention(): (string | number)[][] {
+    const { shape: [, high = 0, wide = 0] = [], maps } = steps[at] ?? { shape: [], maps: new Float32Array() };
+    return tokens.slice(0, steps[at]?.shape[0] ?? 0).map((token, number) => {
+      const values = maps.subarray(number * high * wide, (number + 1) * high * wide);
+      const { low, high: most } = values.reduce((known, value) => ({ low: Math.min(known.low, value), high: Math.max(known.high, value) }), { low: Infinity, high: -Infinity });
+      const where = values.indexOf(most);
+      return [visible(token), low, most, values.reduce((sum, value) => sum + value, 0) / (values.length || 1), `${Math.floor(where / (wide || 1))}, ${where % (wide || 1)}`];
+    });
+  }
+
+  /** Every weight of a step: token, row, column. */
+  function weights({ number, shape: [count = 0, high = 0, wide = 0], maps }: Step): (string | number)[][] {
+    return [...maps.subarray(0, count * high * wide)].map((weight, index) => [number, tokens[Math.floor(index / (high * wide))] ?? "", Math.floor(index / wide) % high, index % wide, weight]);
   }
 
   async function fetch(): Promise<void> {

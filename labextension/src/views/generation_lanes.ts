@@ -1,5 +1,5 @@
 /** The branches of a generation as lanes of tokens, one below the other, aligned by step. */
-import { h, replace, visible } from "../kit/dom";
+import { clicks, h, update, visible } from "../kit/dom";
 import type { Endings } from "../kit/host";
 import { type Generation, windowed } from "./generation_data";
 
@@ -36,6 +36,8 @@ export class Lanes {
   ) {
     this.element = h("div", { class: "lanes", role: "grid", tabindex: "0", "aria-label": "Branches by steps; the arrow keys go from token to token" });
     endings.listen(this.element, "keydown", (event) => this.keyed(event as KeyboardEvent));
+    clicks(this.element, "data-lane", (lane) => this.wishes.pick(Number(lane), Math.max(this.where().step, this.generation.lanes[Number(lane)]?.start ?? 0)), endings);
+    clicks(this.element, "data-at", (at) => this.wishes.pick(...(at.split(" ").map(Number) as [number, number])), endings);
   }
 
   draw(): void {
@@ -52,11 +54,11 @@ export class Lanes {
       return h(
         "tr",
         { role: "row", "data-focus": lane.number === branch, "data-beside": lane.number === beside },
-        h("th", { class: "name", scope: "row", title: lane.why, click: () => this.wishes.pick(lane.number, Math.max(step, lane.start)) }, h("span", {}, name), state && h("span", { class: "soft" }, ` · ${state}`)),
+        h("th", { class: "name", scope: "row", title: lane.why, "data-lane": lane.number }, h("span", {}, name), state && h("span", { class: "soft" }, ` · ${state}`)),
         ...cells,
       );
     });
-    replace(this.element, h("table", { role: "presentation" }, h("thead", {}, marks), h("tbody", {}, ...rows)));
+    update(this.element, h("table", { role: "presentation" }, h("thead", {}, marks), h("tbody", {}, ...rows)));
     this.reveal();
   }
 
@@ -73,7 +75,7 @@ export class Lanes {
     const chance = step.chance === null ? "" : `, probability ${step.chance.toPrecision(3)}`;
     return h(
       "td",
-      { role: "gridcell", "aria-selected": branch === focus && number === at ? "true" : "false", "aria-label": `step ${number}, ${visible(step.token)}${chance}${step.forced ? ", put there by the fork" : ""}`, title: `step ${number}${chance}`, click: () => this.wishes.pick(branch, number) },
+      { role: "gridcell", "aria-selected": branch === focus && number === at ? "true" : "false", "aria-label": `step ${number}, ${visible(step.token)}${chance}${step.forced ? ", put there by the fork" : ""}`, title: `step ${number}${chance}`, "data-at": `${branch} ${number}` },
       h("span", { class: step.forced ? "token forced" : "token", style: share }, visible(step.token) || "∅"),
     );
   }

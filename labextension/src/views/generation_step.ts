@@ -1,5 +1,5 @@
 /** One step of a generation: what else was likely, branch beside branch, and where to fork. */
-import { h, replace, visible } from "../kit/dom";
+import { clicks, h, replace, update, visible } from "../kit/dom";
 import type { Endings } from "../kit/host";
 import { compact } from "../kit/table";
 import { trouble } from "../kit/trouble";
@@ -70,6 +70,7 @@ export class StepPanel {
     });
     endings.listen(this.form, "input", () => asks.draft(this.draft, true));
     endings.listen(this.form, "change", () => asks.draft(this.draft, false));
+    clicks(this.sides, "data-fork", (fork) => void this.ask(JSON.parse(fork) as Fork), endings);
     // Jupyter's own shortcuts must not take what is typed here.
     endings.listen(this.form, "keydown", (event) => event.stopPropagation());
   }
@@ -88,10 +89,8 @@ export class StepPanel {
     this.at = at;
     this.form.classList.toggle("hidden", !forks);
     this.button.textContent = `Fork at step ${at.step}`;
-    const had = document.activeElement?.getAttribute("data-token");
     this.sides.classList.toggle("two", shown.length > 1);
-    replace(this.sides, ...shown.map((side) => this.side(side, forks)));
-    if (had !== null && had !== undefined) [...this.sides.querySelectorAll("button")].find((button) => button.dataset.token === had)?.focus();
+    update(this.sides, ...shown.map((side) => this.side(side, forks)));
   }
 
   private side({ branch, name, step }: Shown, forks: boolean): HTMLElement {
@@ -104,7 +103,7 @@ export class StepPanel {
       const share = Math.min(Math.max(chance ?? 0, 0), 1) * 100;
       const what = { branch, step: this.at.step, ...(id === null ? { token } : { id }) };
       list.append(
-        h("button", { type: "button", role: "listitem", disabled: !forks || isChosen, class: isChosen && "chosen", "data-token": `${branch} ${token}`, title: forks ? "Fork: go on with this one" : null, "aria-label": `${visible(token)}, ${chance === null ? "unknown" : compact(chance)}${isChosen ? ", chosen" : forks ? ": fork with it" : ""}`, click: () => void this.ask(what) }, visible(token) || "∅", isChosen ? " ✓" : ""),
+        h("button", { type: "button", role: "listitem", disabled: !forks || isChosen, class: isChosen && "chosen", "data-fork": forks && !isChosen && JSON.stringify(what), title: forks ? "Fork: go on with this one" : null, "aria-label": `${visible(token)}, ${chance === null ? "unknown" : compact(chance)}${isChosen ? ", chosen" : forks ? ": fork with it" : ""}` }, visible(token) || "∅", isChosen ? " ✓" : ""),
         h("div", { class: "track", "aria-hidden": "true" }, h("i", { style: `width:${share.toFixed(1)}%` })),
         h("span", { class: "soft number", "aria-hidden": "true" }, chance === null ? "" : compact(chance)),
       );

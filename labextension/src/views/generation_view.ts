@@ -38,7 +38,8 @@ export interface GenerationViewer {
   focus(branch: number): void;
   measure(number: number): void;
   draft(draft: Draft): void;
-  mark(step: number | null): void;
+  /** Goes to a step, and to a layer by its number from the first; null leaves it as it is. */
+  mark(step: number | null, layer?: number | null): void;
   end(): void;
 }
 
@@ -64,7 +65,7 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
   const say = speaker(view);
   const generation = new Generation();
   let about: About = { title: "", prompt: [], layers: [], measures: [], forks: false };
-  const at = { branch: 0, step: 0 };
+  const at = { branch: 0, step: 0, layer: null as number | null };
   let [measure, isFollowing, drawing, fetching] = [0, true, 0, new Set<number>()];
 
   const title = h("b");
@@ -76,27 +77,30 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
   const lanes = new Lanes(generation, { pick: (branch, step) => picked(step, branch) }, () => at, endings);
   const chart = h("div");
   const range = h("input", { type: "range", min: 0, max: 0, value: 0, "aria-label": "Step" });
-  const scrub = h("div", { class: "scrub" }, h("span", { class: "soft" }, "step"), range);
+  const scrub = h("div", { class: "scrub" }, h("span", { class: "soft" }, "step"), range, exporting({ name: "entropy", svg: () => chart.querySelector("svg") }));
   const where = h("div", { class: "soft" });
   const panes = [0, 1].map((side) => pane(side));
   const pairs = h("div", { class: "pair maps" }, ...panes.map(({ element }) => element));
   const panel = new StepPanel(asks, endings);
-  const behind = tableBehind("Steps of the branches", ["branch", "step", "token", "probability", "entropy", "likeliest"], rows);
+  const columns = (): string[] => ["branch", "step", "token", "probability", "entropy", "likeliest"];
+  const layered = (what: string): string[] => about.layers.map((layer) => `${what}, layer ${layer}`);
+  const behind = tableBehind("Steps of the branches", () => [...columns(), ...layered(about.measures[measure]?.quantity ?? "value")], () => rows((step) => about.layers.map((_, layer) => step.values[measure]?.[layer] ?? Number.NaN)));
   let wanted: number | null = null; // a step that was selected before it was here
   let stepAt = (_: number): number => 0;
 
   const bar = h("div", { class: "bar" }, title, state, stop, h("span", { class: "grow" }), choice,
-    exporting({ name: "generation", canvas: () => (about.layers.length ? panes[0]!.map.canvas : null), svg: () => chart.querySelector("svg"), rows: () => [["branch", "step", "token", "probability", "entropy", "likeliest"], ...rows()] }));
+    exporting({ name: "generation", canvas: () => (about.layers.length ? panes[0]!.map.canvas : null), svg: () => (about.layers.length ? panes[0]!.map.svg() : chart.querySelector("svg")), rows: everything }));
   view.append(bar, prompt, troubles, lanes.element, chart, where, scrub, pairs, panel.element, behind);
 
   function pane(side: number) {
     const heading = h("h4");
-    let [first, row] = [0, 0];
+    let first = 0;
+    const flip = (row: number): number => about.layers.length - 1 - row;
     const map = new Heatmap(
       { label: `Layers by steps${side ? ", the other branch" : ""}`, rowsName: "layer", columnsName: "step", cell: { min: COLUMN - 2, max: 90, height: 19 },
         pick: (chosen, column) => {
-          row = chosen;
-          asks.select(first + column, about.layers.length - 1 - row);
+          at.layer = flip(chosen);
+          asks.select(first + column, at.layer);
           picked(first + column, at.branch, false);
         } },
       endings,
@@ -111,7 +115,7 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
         const [from, end] = windowed(steps.length, at.step, Math.max(6, Math.min(MAP_STEPS, Math.floor((element.clientWidth - 40) / COLUMN))));
         first = from;
         const part = steps.slice(from, end);
-        const flipped = about.layers.map((_, row) => about.layers.length - 1 - row);
+        const flipped = about.layers.map((_, row) => flip(row));
         const chosen = about.measures[measure];
         heading.textContent = name(branch);
         map.show({
@@ -122,7 +126,8 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
           limits: chosen?.limits ?? undefined,
           quantity: chosen ? [chosen.quantity, chosen.unit && `(${chosen.unit})`].filter(Boolean).join(" ") : undefined,
         });
-        map.mark(at.step < steps.length ? { row: Math.min(row, about.layers.length - 1), column: at.step - first } : null);
+        const layer = Math.min(at.layer ?? Infinity, about.layers.length - 1);
+        map.mark(at.step < steps.length ? { row: flip(layer), column: at.step - first } : null);
       },
     };
   }
@@ -133,10 +138,19 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
     return lane.parent === null ? visible(lane.why) : `${visible(lane.why)} at step ${lane.start}`;
   };
 
-  function rows(): (string | number)[][] {
+  /** Every branch, step, measure, layer and word. */
+  function everything(): (string | number)[][] {
+    const hasTexts = generation.ordered().some(({ lane }) => generation.steps(lane.number).some(({ texts }) => texts.length));
+    const head = [...columns(), ...about.measures.flatMap(({ quantity }) => layered(quantity)), ...(hasTexts ? layered("likeliest") : [])];
+    return [head, ...rows((step) => [
+      ...about.measures.flatMap((_, number) => about.layers.map((_, layer) => step.values[number]?.[layer] ?? Number.NaN)), ...(hasTexts ? about.layers.map((_, layer) => step.texts[layer] ?? "") : []),
+    ])];
+  }
+
+  function rows(further: (step: Step) => (string | number)[]): (string | number)[][] {
     return generation.ordered().flatMap(({ lane }) =>
       generation.steps(lane.number).slice(lane.start).map((step, index) => [
-        name(lane.number), lane.start + index, visible(step.token), step.chance ?? Number.NaN, step.entropy ?? Number.NaN, step.top.slice(0, 3).map(([token]) => visible(token)).join(" "),
+        name(lane.number), lane.start + index, visible(step.token), step.chance ?? Number.NaN, step.entropy ?? Number.NaN, step.top.slice(0, 3).map(([token]) => visible(token)).join(" "), ...further(step),
       ]),
     );
   }
@@ -178,7 +192,7 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
     pairs.classList.toggle("two", shown.length > 1);
     scrub.classList.toggle("hidden", steps.length < 2);
     panel.element.classList.toggle("hidden", !steps.length);
-    panel.show(at, shown.map((branch) => ({ branch, name: name(branch), step: generation.steps(branch)[at.step] })), about.forks);
+    panel.show({ branch: at.branch, step: at.step }, shown.map((branch) => ({ branch, name: name(branch), step: generation.steps(branch)[at.step] })), about.forks);
   }
 
   function tellState(): void {
@@ -215,7 +229,11 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
     }
   }
 
-  function marked(step: number | null): void {
+  function marked(step: number | null, layer: number | null = null): void {
+    if (layer !== null && layer !== at.layer && layer < about.layers.length) {
+      at.layer = layer;
+      later();
+    }
     const isHere = step !== null && step < generation.steps(at.branch).length;
     wanted = isHere ? null : step;
     if (!isHere || step === at.step) return;

@@ -1,5 +1,5 @@
 /** Several jobs as a list with their phases, and beside it the log of the one that is chosen. */
-import { h, replace, visible } from "../kit/dom";
+import { clicks, h, update, visible } from "../kit/dom";
 import { exporting } from "../kit/export";
 import { Endings } from "../kit/host";
 import { root } from "../kit/sheet";
@@ -60,7 +60,7 @@ export function jobDock(el: HTMLElement, asks: Asks): JobDockView {
     const running = jobs.filter((job) => !job.over).length;
     count.textContent = `${compact(jobs.length)} ${jobs.length === 1 ? "job" : "jobs"}${running ? `, ${compact(running)} running` : ""}`;
     clear.disabled = running === jobs.length;
-    replace(list, ...(jobs.length ? jobs.map(entry) : [h("div", { class: "soft job" }, "No jobs yet: dock.add(job)")]));
+    update(list, ...(jobs.length ? jobs.map(entry) : [h("div", { class: "soft job" }, "No jobs yet: dock.add(job)")]));
     if (chosen) list.setAttribute("aria-activedescendant", idOf(chosen));
   }
 
@@ -78,7 +78,7 @@ export function jobDock(el: HTMLElement, asks: Asks): JobDockView {
     const sign = isFailed ? "✕ " : job.over ? "● " : "◉ ";
     return h(
       "div",
-      { class: "job", role: "option", id: idOf(job.job), "aria-selected": String(job.job === chosen), click: () => choose(job.job) },
+      { class: "job", role: "option", id: idOf(job.job), "aria-selected": String(job.job === chosen), "data-job": job.job },
       h("div", {}, h("span", { class: isFailed ? "failed" : job.over ? "soft" : "runs", "aria-hidden": "true" }, sign), visible(job.title)),
       h("div", { class: "soft" }, told.join(" · ")),
     );
@@ -102,6 +102,7 @@ export function jobDock(el: HTMLElement, asks: Asks): JobDockView {
     if (state) log.setState(state);
   }
 
+  clicks(list, "data-job", choose, endings);
   endings.listen(list, "keydown", (event) => {
     const at = jobs.findIndex((job) => job.job === chosen);
     const goals: Record<string, number> = { ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: jobs.length - 1 };

@@ -1,8 +1,9 @@
-/** A lens as a grid: layers from the last at the top, positions across, a measure to choose. */
+/** A result as a grid, a lens above all: layers from the last at the top, positions across, a measure to choose. */
 import { h, replace, visible } from "../kit/dom";
 import { exporting } from "../kit/export";
 import { Heatmap } from "../kit/heatmap";
 import { Endings } from "../kit/host";
+import { told } from "../kit/places";
 import { latest } from "../kit/requests";
 import { root, speaker } from "../kit/sheet";
 import { compact, tableBehind } from "../kit/table";
@@ -18,6 +19,8 @@ export interface Lens {
   title: string;
   note: string;
   names: string[];
+  /** Which row and column of all are the first here. */
+  first?: [number, number];
   rows: string[];
   columns: string[];
   texts: string[];
@@ -36,8 +39,8 @@ export interface Asks {
 export interface LensGridView {
   show(lens: Lens): void;
   setMeasure(number: number): void;
-  /** Puts the cursor somewhere; nowhere for what is no cell, as NaN. */
-  mark(row: number, column: number): void;
+  /** Puts the cursor somewhere: nowhere for NaN, where it is on an axis for null. */
+  mark(row: number | null, column: number | null): void;
   end(): void;
 }
 
@@ -52,19 +55,31 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
   const say = speaker(view);
   let lens: Lens = { title: "", note: "", names: [], rows: [], columns: [], texts: [], measures: [], values: [] };
   let measure = 0;
+  let last: { row: number; column: number } | null = null; // the cell that was picked, or marked
 
   const title = h("b");
   const note = h("span", { class: "soft" });
   const choice = h("select", { "aria-label": "What is shown" });
   const top = h("div", { class: "top" });
-  // The last layer stands at the top, as in the literature: prediction grows upwards.
-  const flip = (row: number): number => lens.rows.length - 1 - row;
-  const map = new Heatmap(
-    { label: "Layers by positions", rowsName: "layer", columnsName: "pos", cell: { min: 44, max: 92, height: 20 }, pick: (row, column) => picked(flip(row), column) },
-    endings,
-  );
-  const behind = tableBehind("Numbers of the grid", ["layer", "pos", "value", "token"], () => lens.rows.flatMap((layer, row) => lens.columns.map((pos, column) => [layer, visible(pos), at(row, column), visible(lens.texts[row * lens.columns.length + column] ?? "")])));
-  view.append(h("div", { class: "bar" }, title, choice, note, h("span", { class: "grow" }), exporting({ name: "lens", canvas: () => map.canvas, rows: () => [["", ...lens.columns], ...map.rows()] })), map.element, top, behind);
+  // The last layer stands at the top, as in the literature: prediction grows upwards. Other rows stand as they come.
+  const flip = (row: number): number => (lens.names[0] === "layer" ? lens.rows.length - 1 - row : row);
+  const map = new Heatmap({ label: "Cells", cell: { min: 44, max: 92, height: 20 }, pick: (row, column) => picked(flip(row), column) }, endings);
+  const named = (axis: 0 | 1): string => lens.names[axis] || (axis ? "column" : "row");
+  const textOf = (row: number, column: number): string => lens.texts[row * lens.columns.length + column] ?? "";
+  const behind = tableBehind("Numbers of the grid", () => [named(0), named(1), lens.measures[measure]?.quantity ?? "value", "text"], () => lens.rows.flatMap((row_, row) => lens.columns.map((column_, column) => [visible(row_), visible(column_), at(row, column), visible(textOf(row, column))])));
+  view.append(h("div", { class: "bar" }, title, choice, note, h("span", { class: "grow" }), exporting({ name: "lens", canvas: () => map.canvas, svg: () => map.svg(), rows: everything })), map.element, top, behind);
+
+  /** A row a cell: its place, every measure, its word. */
+  function everything(): (string | number)[][] {
+    const [above, across] = [told(named(0), lens.rows, lens.first?.[0]), told(named(1), lens.columns, lens.first?.[1])];
+    const hasTexts = lens.texts.length > 0;
+    return [
+      [...above.names, ...across.names, ...lens.measures.map(({ quantity }) => quantity), ...(hasTexts ? ["text"] : [])],
+      ...lens.rows.flatMap((_, row) => lens.columns.map((_, column) => [
+        ...above.at(row), ...across.at(column), ...lens.values.map((values) => values[row * lens.columns.length + column] ?? Number.NaN), ...(hasTexts ? [textOf(row, column)] : []),
+      ])),
+    ];
+  }
 
   const at = (row: number, column: number): number => lens.values[measure]?.[row * lens.columns.length + column] ?? Number.NaN;
 
@@ -76,6 +91,8 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
       columns: lens.columns.map(visible),
       values: order.flatMap((row) => lens.columns.map((_, column) => at(row, column))),
       text: lens.texts.length ? order.flatMap((row) => lens.columns.map((_, column) => visible(lens.texts[row * lens.columns.length + column] ?? ""))) : undefined,
+      rowsName: named(0),
+      columnsName: named(1),
       limits: chosen?.limits ?? undefined,
       quantity: chosen ? [chosen.quantity, chosen.unit && `(${chosen.unit})`].filter(Boolean).join(" ") : undefined,
     });
@@ -95,9 +112,10 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
   }
 
   function picked(row: number, column: number): void {
+    last = { row, column };
     asks.select(row, column);
     tellTop(row, column);
-    say(`layer ${lens.rows[row]}, ${visible(lens.columns[column] ?? "")}: ${compact(at(row, column))}`);
+    say(`${named(0)} ${lens.rows[row]}, ${visible(lens.columns[column] ?? "")}: ${compact(at(row, column))}`);
   }
 
   endings.listen(choice, "change", () => {
@@ -109,6 +127,8 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
     show(given) {
       lens = given;
       measure = 0;
+      last = null;
+      map.canvas.setAttribute("aria-label", `${named(0)} by ${named(1)}`);
       title.textContent = lens.title;
       note.textContent = lens.note;
       replace(choice, ...lens.measures.map(({ quantity }) => h("option", {}, quantity)));
@@ -122,10 +142,13 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
       measure = choice.selectedIndex = number;
       draw();
     },
-    mark(row, column) {
+    mark(toRow, toColumn) {
+      const [row, column] = [toRow ?? last?.row ?? Number.NaN, toColumn ?? last?.column ?? Number.NaN];
       const isHere = row >= 0 && column >= 0 && row < lens.rows.length && column < lens.columns.length;
       map.mark(isHere ? { row: flip(row), column } : null);
-      if (isHere) tellTop(row, column);
+      if (!isHere) return;
+      last = { row, column };
+      tellTop(row, column);
     },
     end: () => endings.run(),
   };

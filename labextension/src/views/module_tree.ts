@@ -19,6 +19,8 @@ export interface Nodes {
   output: Column;
   kinds: string[];
   outputs: string[];
+  /** The rows that are layers, with their numbers. */
+  layers?: [number, number][];
 }
 
 /** The same as Python sends it: names by line; parents, kinds and outputs as int32, sizes as float64. */
@@ -28,13 +30,14 @@ export interface SentNodes {
   sizes: DataView;
   kinds: string[];
   outputs: string[];
+  layers: number[][];
 }
 
-export function nodesOf({ names, numbers, sizes, kinds, outputs }: SentNodes): Nodes {
+export function nodesOf({ names, numbers, sizes, kinds, outputs, layers }: SentNodes): Nodes {
   const name = names.split("\n");
   const all = new Int32Array(own(numbers));
   const column = (at: number): Int32Array => all.subarray(at * name.length, (at + 1) * name.length);
-  return { name, parent: column(0), kind: column(1), output: column(2), size: new Float64Array(own(sizes)), kinds, outputs };
+  return { name, parent: column(0), kind: column(1), output: column(2), size: new Float64Array(own(sizes)), kinds, outputs, layers: layers as [number, number][] };
 }
 
 export type Mark = "ran" | "read" | "written" | "paused";
@@ -51,7 +54,8 @@ export interface About {
 }
 
 export interface Asks {
-  select(path: string): void;
+  /** With the layer that it is, or is in, where the user chose it. */
+  select(path: string, layer: number | null): void;
   about(row: number): Promise<About>;
 }
 
@@ -61,6 +65,8 @@ export interface ModuleTreeView {
   setMarks(marks: Marks): void;
   /** Goes to the module of a path; `""` is the root, and where nothing was chosen yet nothing is. */
   setSelected(path: string): void;
+  /** Marks the module of the layer that is selected, wherever it was. */
+  setLayer(layer: number | null): void;
   end(): void;
 }
 
@@ -78,6 +84,9 @@ const SHEET = `
 .insitu-module_tree .row code,.insitu-module_tree .row .mono{line-height:inherit}
 .insitu-module_tree .row:hover{background:var(--tint)}
 .insitu-module_tree .row[aria-selected=true]{background:var(--tint);box-shadow:inset 3px 0 var(--blue)}
+.insitu-module_tree .row.layer{box-shadow:inset 3px 0 var(--orange)}
+.insitu-module_tree .row.layer[aria-selected=true]{box-shadow:inset 3px 0 var(--blue),inset 6px 0 var(--orange)}
+.insitu-module_tree .row .here{border:1px solid var(--orange);border-radius:3px;padding:0 5px;font-size:11px;line-height:16px;flex:none}
 .insitu-module_tree .twist{width:14px;text-align:center;color:var(--soft);cursor:pointer;flex:none}
 .insitu-module_tree .mark{color:var(--orange);flex:none;width:14px;text-align:center}
 .insitu-module_tree .mark.ran{color:var(--soft)}.insitu-module_tree .mark.within{opacity:.45}
@@ -104,6 +113,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   let selected = -1;
   let isMarked = false;
   let standing = -1;
+  let [layer, layerRow] = [null as number | null, -1];
 
   const title = h("b");
   const search = h("input", { type: "search", placeholder: "Search modules", "aria-label": "Search modules by path or class" });
@@ -171,13 +181,14 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     return h(
       "div",
       {
-        class: "row", role: "treeitem", id: `${key}-${row}`, "aria-level": (depth[row] ?? 0) + 1, "aria-selected": String(row === selected),
+        class: row === layerRow ? "row layer" : "row", role: "treeitem", id: `${key}-${row}`, "aria-level": (depth[row] ?? 0) + 1, "aria-selected": String(row === selected),
         "aria-expanded": below ? String(isOpen) : null, style: `padding-left:${6 + 16 * (depth[row] ?? 0)}px`, click: () => choose(row), dblclick: () => toggle(row),
       },
       h("span", { class: "twist", "aria-hidden": "true", click: (event: MouseEvent) => (event.stopPropagation(), toggle(row)) }, below ? (isOpen ? "▾" : "▸") : ""),
       signOf(marks[row] ?? 0, isFolded ? (within[row] ?? 0) : 0),
       h("code", {}, ...(row === 0 ? [nodes.name[0] || "model"] : marked(nodes.name[row] ?? ""))),
       h("span", { class: "soft" }, ...marked(kind(row))),
+      row === layerRow ? h("span", { class: "here" }, "selected layer") : null,
       output ? h("span", { class: "soft mono out", title: output }, `→ ${output}`) : null,
       h("span", { class: "soft size", title: "parameters" }, nodes.size[row] ? short(nodes.size[row] ?? 0) : ""),
     );
@@ -225,20 +236,44 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     list();
   }
 
-  function reveal(row: number): void {
+  function reveal(row: number, isOwn = true): void {
     search.value = "";
-    for (let at = nodes.parent[row] ?? -1; at >= 0; at = nodes.parent[at] ?? -1) opened.add(at);
+    unfold(row);
     seek();
-    choose(row);
+    choose(row, isOwn);
+  }
+
+  function unfold(row: number): void {
+    for (let at = nodes.parent[row] ?? -1; at >= 0; at = nodes.parent[at] ?? -1) opened.add(at);
+  }
+
+  /** The layer that a row is, or is in. */
+  function layerOf(row: number): number | null {
+    for (let at = row; at >= 0; at = nodes.parent[at] ?? -1) {
+      const found = nodes.layers?.find(([block]) => block === at);
+      if (found) return found[1];
+    }
+    return null;
+  }
+
+  function markLayer(to: number | null): void {
+    layer = to;
+    const had = layerRow;
+    layerRow = nodes.layers?.find(([, number]) => number === layer)?.[0] ?? -1;
+    if (layerRow === had) return;
+    if (layerRow < 0 || found !== null || layerOf(selected) === layer) return rows.refresh(); // where the user is already
+    unfold(layerRow);
+    list();
+    rows.show(shown.indexOf(layerRow));
   }
 
   let asked = 0;
-  function choose(row: number): void {
+  function choose(row: number, isOwn = true): void {
     selected = row;
     const index = shown.indexOf(row);
     if (index >= 0) rows.show(index);
     rows.element.setAttribute("aria-activedescendant", `${key}-${row}`);
-    asks.select(path(row));
+    asks.select(path(row), isOwn ? layerOf(row) : null);
     const mine = ++asked;
     asks.about(row).then(
       (told) => mine === asked && tell(row, told),
@@ -326,6 +361,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
       for (let row = 0; row >= 0 && isParent(row); row = childrenOf(row).find(isParent) ?? -1) opened.add(row);
       selected = -1;
       replace(about, h("p", { class: "soft" }, "Click a module, or walk with the arrow keys."));
+      layerRow = nodes.layers?.find(([, number]) => number === layer)?.[0] ?? -1;
       seek();
     },
     setMarks(given) {
@@ -334,8 +370,9 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     setSelected(wanted) {
       if (wanted === (selected < 0 ? "" : path(selected))) return;
       const row = nodes.name.findIndex((name, row) => wanted.endsWith(name) && path(row) === wanted);
-      if (row >= 0) reveal(row);
+      if (row >= 0) reveal(row, false);
     },
+    setLayer: markLayer,
     end: () => endings.run(),
   };
 }

@@ -3,6 +3,7 @@ import { h, replace, svg, visible } from "../kit/dom";
 import { exporting } from "../kit/export";
 import { Heatmap, type Place } from "../kit/heatmap";
 import { Endings } from "../kit/host";
+import { told } from "../kit/places";
 import { root, speaker } from "../kit/sheet";
 import { compact, tableBehind } from "../kit/table";
 import { Refused, type Trouble } from "../kit/requests";
@@ -12,6 +13,8 @@ export interface Patches {
   title: string;
   note: string;
   names: string[];
+  /** Which row and column of all are the first here. */
+  first?: [number, number];
   rows: string[];
   columns: string[];
   quantity: string;
@@ -64,6 +67,7 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
   const wrong = h("div");
   const hint = h("p", { class: "soft", style: "margin:0 0 4px" }, "Every cell is an estimate (a corner marks an exact one). Drag over cells, or hold shift and use the arrow keys, then run exactly those.");
   const chart = h("div");
+  const taken = h("div", { class: "hidden" }, exporting({ name: "agreement", svg: () => chart.querySelector("svg"), rows: () => everything((at) => Number.isFinite(exact[at]) && Number.isFinite(patches.estimated[at])) }));
   const code = h("pre", { class: "hidden", "aria-label": "The program of the last run" });
   const copy = h("button", { type: "button", class: "hidden", click: () => void navigator.clipboard?.writeText(code.textContent ?? "") }, "Copy the code");
   // The last layer stands at the top, as in every view of layers.
@@ -71,7 +75,7 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
   const index = (row: number, column: number): number => row * patches.columns.length + column;
   const map = new Heatmap(
     {
-      label: "Layers by places", rowsName: "layer", cell: { min: 16, max: 60, height: 22 },
+      label: "Layers by places", cell: { min: 16, max: 60, height: 22 },
       brush(cells) {
         brushed = cells.map(({ row, column }) => ({ row: flip(row), column }));
         run.disabled = isRunning || !brushed.length;
@@ -85,10 +89,23 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
     },
     endings,
   );
-  const behind = tableBehind("Patches", ["layer", "place", "estimate", "exact"], () => patches.rows.flatMap((layer, row) => patches.columns.map((place, column) => [layer, visible(place), patches.estimated[index(row, column)] ?? Number.NaN, exact[index(row, column)] ?? Number.NaN])));
+  const behind = tableBehind("Patches", () => [named(0), named(1), "estimate", "exact"], () => patches.rows.flatMap((layer, row) => patches.columns.map((place, column) => [visible(layer), visible(place), patches.estimated[index(row, column)] ?? Number.NaN, ran(row, column)])));
+  const named = (axis: 0 | 1): string => patches.names[axis] ?? "";
+  const ran = (row: number, column: number): number | string => (Number.isNaN(exact[index(row, column)] ?? Number.NaN) ? "" : (exact[index(row, column)] as number));
+
+  /** A row a cell: its place, the estimate, and the exact number where it was run. */
+  function everything(isWanted = (_: number): boolean => true): (string | number)[][] {
+    const [above, across] = [told(named(0), patches.rows, patches.first?.[0]), told(named(1), patches.columns, patches.first?.[1])];
+    const cells = patches.rows.flatMap((_, row) => patches.columns.map((_, column) => [row, column] as const));
+    return [
+      [...above.names, ...across.names, "estimate", "exact"],
+      ...cells.filter(([row, column]) => isWanted(index(row, column))).map(([row, column]) => [...above.at(row), ...across.at(column), patches.estimated[index(row, column)] ?? Number.NaN, ran(row, column)]),
+    ];
+  }
+
   view.append(
-    h("div", { class: "bar" }, title, note, run, news, h("span", { class: "grow" }), exporting({ name: "patches", canvas: () => map.canvas, rows: () => [["", ...patches.columns], ...map.rows()] })),
-    wrong, hint, h("div", { class: "sides" }, map.element, chart), h("div", { class: "bar" }, copy), code, behind,
+    h("div", { class: "bar" }, title, note, run, news, h("span", { class: "grow" }), exporting({ name: "patches", canvas: () => map.canvas, svg: () => map.svg(), rows: () => everything() })),
+    wrong, hint, h("div", { class: "sides" }, map.element, h("div", {}, chart, taken)), h("div", { class: "bar" }, copy), code, behind,
   );
 
   function draw(): void {
@@ -103,10 +120,12 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
       limits: limits(values),
       corners: new Set(order.flatMap((row, shown) => patches.columns.flatMap((_, column) => (isExact(index(row, column)) ? [shown * patches.columns.length + column] : [])))),
       quantity: patches.quantity,
-      columnsName: patches.names[1],
+      rowsName: named(0),
+      columnsName: named(1),
     });
     map.brushCells(chosen);
     replace(chart, against(patches.estimated, exact));
+    taken.classList.toggle("hidden", !chart.querySelector("svg"));
   }
 
   endings.listen(run, "click", () => {
@@ -162,7 +181,7 @@ function against(estimated: Float32Array, exact: Float32Array): Element {
   const label = { "font-size": 11, fill: "currentColor" };
   return svg(
     "svg",
-    { viewBox: "0 0 200 225", width: "100%", role: "img", "aria-label": `Estimate against exact, ${points.length} patches` },
+    { viewBox: "0 0 200 225", width: 200, height: 225, style: "width:100%;height:auto", role: "img", "aria-label": `Estimate against exact, ${points.length} patches` },
     svg("rect", { x: 10, y: 10, width: 180, height: 180, fill: "none", stroke: "currentColor", "stroke-opacity": 0.25 }),
     svg("line", { x1: 10, y1: 190, x2: 190, y2: 10, stroke: "currentColor", "stroke-opacity": 0.4, "stroke-dasharray": "3 3" }),
     ...points.map(([x, y]) => svg("circle", { cx: at(x), cy: 200 - at(y), r: 3.5, fill: "#d9822b", "fill-opacity": 0.8 }, svg("title", {}, `estimate ${compact(x)}, exact ${compact(y)}`))),

@@ -34,12 +34,9 @@ const SHEET = `
 .insitu-source_browser .line:hover{background:var(--tint)}
 .insitu-source_browser .line.at{background:var(--tint);box-shadow:inset 3px 0 var(--orange)}
 .insitu-source_browser .names{display:flex;flex-wrap:wrap;gap:2px;justify-content:flex-end}
-.insitu-source_browser .names button{font:11.5px/1.4 var(--mono);padding:0 5px;min-height:0;border-color:transparent;background:none;color:var(--blue);overflow-wrap:anywhere;text-align:right}
-body[data-jp-theme-light=false] .insitu-source_browser .names button{color:#8ab8e6}
-@media (prefers-color-scheme:dark){.insitu-source_browser .names button{color:#8ab8e6}}
+.insitu-source_browser .names button{font:11.5px/1.4 var(--mono);padding:0 5px;min-height:0;border-color:transparent;background:none;color:var(--link);overflow-wrap:anywhere;text-align:right}
 .insitu-source_browser .names button:hover{border-color:var(--rule)}
 .insitu-source_browser .line .names button[aria-pressed=true]{background:var(--blue);color:#fff;border-color:var(--blue)}
-body[data-jp-theme-light=false] .insitu-source_browser .line .names button[aria-pressed=true]{color:#fff}
 .insitu-source_browser .names button.stands::before{content:"▶ ";color:var(--orange)}
 .insitu-source_browser .line code{white-space:pre-wrap;padding-left:calc((var(--in) + 4)*1ch);text-indent:calc((var(--in) + 4)*-1ch)}
 .insitu-source_browser .chosen{display:flex;flex-wrap:wrap;gap:8px;align-items:center;min-height:30px;margin-top:6px}

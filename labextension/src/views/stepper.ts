@@ -55,17 +55,22 @@ export type Act = "operation" | "module" | "layer" | "to" | "edit" | "finish" | 
 export interface Asks {
   do(what: Act, given?: Record<string, unknown>): Promise<unknown>;
   into(trail: string[]): Promise<Listing>;
-  select(token: number): void;
+  select(chosen: { token?: number; layer?: number }): void;
 }
 
+/** The path of a layer's module, and its number. */
+export type Block = [string, number];
+
 export interface StepperView {
-  setPlace(title: string, place: Standing): void;
+  setPlace(title: string, place: Standing, blocks?: Block[]): void;
   setRows(rows: Row[]): void;
   setText(text: Text | null): void;
   setValue(value: Value, picture: Float32Array): void;
   setBusy(what: string): void;
   setTrouble(trouble: Trouble | null): void;
   setCode(lines: string[]): void;
+  /** Points at a layer and a token that were selected elsewhere: the pass stands where it stood. */
+  follow(selected: { token?: number | null; layer?: number | null }): void;
   end(): void;
 }
 
@@ -127,6 +132,9 @@ export function stepper(el: HTMLElement, asks: Asks): StepperView {
   let chosen: string | null = null;
   let operation = "";
   let busy = "";
+  let blocks: Block[] = [];
+  let followed: number | null = null;
+  let led: string | null = null; // what is chosen as a layer was selected elsewhere
 
   const key = `stepper${Math.random().toString(36).slice(2, 8)}`;
   const title = h("b");
@@ -141,7 +149,7 @@ export function stepper(el: HTMLElement, asks: Asks): StepperView {
   const top = h("div", { class: "top" });
   const said = h("div", { class: "said" });
   const places = h("div", { class: "places" });
-  const map = new Heatmap({ label: "The value where the pass stands", rowsName: "row", columnsName: "column", cell: { min: 1, max: 24, height: 18 }, pick: (row) => value.tokens.length && !shrunk() && asks.select(row) }, endings);
+  const map = new Heatmap({ label: "The value where the pass stands", rowsName: "row", columnsName: "column", cell: { min: 1, max: 24, height: 18 }, pick: (row) => value.tokens.length && !shrunk() && asks.select({ token: row }) }, endings);
   const behind = tableBehind("The value where the pass stands", ["row", ...["mean", "smallest", "largest"]], summary);
   const editing = h("form", { "aria-label": "Edit the value" });
   const textPlace = h("div");
@@ -195,7 +203,7 @@ export function stepper(el: HTMLElement, asks: Asks): StepperView {
       const [sign, words] = SIGNS[state] ?? ["", ""];
       return h(
         "div",
-        { class: `row ${state}`, role: "treeitem", id: `${key}-${index}`, "aria-level": depth + 1, "aria-selected": String(path === chosen), "aria-expanded": below ? String(open) : null, style: pad, click: () => choose(path), dblclick: () => go("output") },
+        { class: `row ${state}`, role: "treeitem", id: `${key}-${index}`, "aria-level": depth + 1, "aria-selected": String(path === chosen), "aria-expanded": below ? String(open) : null, style: pad, click: () => pick(path), dblclick: () => go("output") },
         h("span", { class: "twist", "aria-hidden": "true", click: (event: MouseEvent) => (event.stopPropagation(), below && ask("open", { path })) }, below ? (open ? "▾" : "▸") : ""),
         h("span", { class: `sign ${state}`, role: "img", "aria-label": words || null, title: words }, sign),
         h("code", {}, visible(name)),
@@ -206,11 +214,18 @@ export function stepper(el: HTMLElement, asks: Asks): StepperView {
     if (here && (here.offsetTop - tree.offsetTop < tree.scrollTop || here.offsetTop - tree.offsetTop > tree.scrollTop + tree.clientHeight - 30)) tree.scrollTop = here.offsetTop - tree.offsetTop - tree.clientHeight / 2;
   }
 
-  function choose(path: string): void {
+  /** A module that the user chooses selects its layer in every view. */
+  function pick(path: string): void {
+    choose(path);
+    const [, layer] = blocks.find(([block]) => path === block || path.startsWith(`${block}.`)) ?? [];
+    if (layer !== undefined) asks.select({ layer: (followed = layer) });
+  }
+
+  function choose(path: string | null): void {
     [chosen, operation] = [path, ""];
     drawRows();
     drawTarget();
-    say(path || "model");
+    if (path !== null) say(path || "model");
   }
 
   function chooseOperation(name: string): void {
@@ -242,14 +257,14 @@ export function stepper(el: HTMLElement, asks: Asks): StepperView {
     const index = modules.findIndex(([path]) => path === chosen);
     const [path = "", , , , , below = false, open = false] = modules[index] ?? [];
     const parent = path.includes(".") ? path.slice(0, path.lastIndexOf(".")) : "";
-    const to = (next: number): void => choose(modules[Math.max(0, Math.min(next, modules.length - 1))]?.[0] ?? "");
+    const to = (next: number): void => pick(modules[Math.max(0, Math.min(next, modules.length - 1))]?.[0] ?? "");
     const steps: Record<string, () => void> = {
       ArrowDown: () => to(index + 1),
       ArrowUp: () => to(index - 1),
       Home: () => to(0),
       End: () => to(modules.length - 1),
       ArrowRight: () => (below && !open ? ask("open", { path }) : to(index + 1)),
-      ArrowLeft: () => (below && open && path ? ask("open", { path }) : choose(parent)),
+      ArrowLeft: () => (below && open && path ? ask("open", { path }) : pick(parent)),
       Enter: () => go((event as KeyboardEvent).shiftKey ? "input" : "output"),
     };
     const step = steps[(event as KeyboardEvent).key];
@@ -272,7 +287,7 @@ export function stepper(el: HTMLElement, asks: Asks): StepperView {
       return;
     }
     const device = value.device === "cpu" ? "" : ` on ${value.device}`;
-    replace(heading, value.parts.length > 1 || value.parts[0] ? part : null, h("code", {}, `${value.kind}${device}`), h("span", { class: "soft" }, value.note ?? ""), h("span", { class: "grow" }), exporting({ name: "value", canvas: () => map.canvas, rows: () => map.rows() }));
+    replace(heading, value.parts.length > 1 || value.parts[0] ? part : null, h("code", {}, `${value.kind}${device}`), h("span", { class: "soft" }, value.note ?? ""), h("span", { class: "grow" }), exporting({ name: "value", canvas: () => map.canvas, svg: () => map.svg(), rows: () => map.rows() }));
     const counted = (["mean", "std", "min", "max"] as const).map((name) => [name, value.numbers?.[name]] as const).filter(([, it]) => it !== null && it !== undefined).map(([name, it]) => `${name} ${compact(it as number)}`);
     const bad = [value.numbers?.nan ? `${compact(value.numbers.nan)} NaN` : "", value.numbers?.inf ? `${compact(value.numbers.inf)} infinite` : ""].filter(Boolean).join(", ");
     replace(told, counted.join(" · ") || "no finite number", bad ? h("b", { style: "color:var(--orange)" }, ` · ${bad}`) : null);
@@ -321,8 +336,8 @@ export function stepper(el: HTMLElement, asks: Asks): StepperView {
   drawTarget();
 
   return {
-    setPlace(named, given) {
-      place = given;
+    setPlace(named, given, layers = []) {
+      [place, blocks] = [given, layers];
       title.textContent = named;
       drawPlace();
     },
@@ -357,6 +372,17 @@ export function stepper(el: HTMLElement, asks: Asks): StepperView {
     setCode(lines) {
       code.textContent = lines.join("\n");
       codeFold.classList.toggle("hidden", !lines.length);
+    },
+    follow({ token, layer }) {
+      const isByToken = value.tokens.length > 0 && !shrunk();
+      if (isByToken && typeof token === "number") map.mark(token < value.tokens.length ? { row: token, column: 0 } : null);
+      if (typeof layer !== "number" || layer === followed) return;
+      followed = layer;
+      const [block] = layer === place.layer ? [] : (blocks.find(([, number]) => number === layer) ?? []);
+      const wasFollowed = led !== null && chosen === led;
+      led = block ?? null;
+      if (block !== undefined) choose(block);
+      else if (wasFollowed) choose(null); // the pass stands in that layer
     },
     end: () => (clearTimeout(slow), endings.run()),
   };

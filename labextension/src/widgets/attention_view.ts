@@ -1,4 +1,5 @@
 import { floats } from "../kit/host";
+import { type Chooses, placesOf, selected } from "../kit/places";
 import { widget } from "../kit/widget";
 import { attentionView, type Numbers } from "../views/attention_view";
 
@@ -8,15 +9,18 @@ export default widget(({ el, get, answer, select, follow, onSelect }) => {
     return { shape: (value as { shape: number[] }).shape, values: floats(buffers[0] as DataView) };
   };
   const view = attentionView(el, {
-    select: (layer, head, token) => select({ layer, head, token }),
+    select: (layer, head, token) => select(selected(get<Chooses[]>("chooses"), [layer, head, token])),
     heads: (layer) => numbers("heads", { layer }),
     tile: (layer, head, rows, columns) => numbers("tile", { layer, head, rows, columns }),
     query: (layer, head, query) => numbers("query", { layer, head, query }),
   });
   follow({
     query_tokens: () =>
-      view.show({ title: get("title"), note: get("note"), layers: get("layers"), heads: get("heads"), queries: get("query_tokens"), keys: get("key_tokens"), size: get("size") }),
+      view.show({ title: get("title"), note: get("note"), names: get("names"), layers: get("layers"), heads: get("heads"), queries: get("query_tokens"), keys: get("key_tokens"), size: get("size") }),
   });
-  onSelect(({ layer, head, token }) => view.mark(layer ?? null, head ?? null, token ?? null));
+  onSelect((selection) => {
+    const [layer = null, head = null, token = null] = placesOf(get<Chooses[]>("chooses"), selection);
+    view.mark(layer, head, token);
+  });
   return view;
 });

@@ -2,7 +2,7 @@ import { floats } from "../kit/host";
 import { widget } from "../kit/widget";
 import { cacheInspector, type Picture } from "../views/cache_inspector";
 
-export default widget(({ el, get, put, ask, answer, follow }) => {
+export default widget(({ el, get, put, ask, answer, select, follow, onSelect }) => {
   const view = cacheInspector(el, {
     rows: (first, end, words) => ask("rows", { first, end, words }),
     numbers: (which) => ask("numbers", { which }),
@@ -12,11 +12,16 @@ export default widget(({ el, get, put, ask, answer, follow }) => {
       const [values, counts] = buffers.map(floats);
       return { ...(value as Picture), values: values ?? new Float32Array(), counts: counts ?? new Float32Array() };
     },
-    choose: (which) => put("chosen", which),
+    choose(which, of) {
+      put("chosen", which);
+      if (of) select(of);
+    },
+    place: (layer, step, chosen) => ask("place", { layer, step, chosen }),
   });
   follow({
     count: () => view.show(get("title"), get("count"), get("size_bytes"), get("compares"), get("first")),
     chosen: () => view.setChosen(get("chosen")),
   });
+  onSelect(({ layer, step }) => view.follow({ layer, step }));
   return view;
 });

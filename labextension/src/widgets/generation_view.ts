@@ -1,3 +1,4 @@
+import { byLabels, placesOf, selected } from "../kit/places";
 import { widget } from "../kit/widget";
 import type { Lane, Step } from "../views/generation_data";
 import { generationView } from "../views/generation_view";
@@ -9,8 +10,9 @@ interface Latest {
 }
 
 export default widget(({ el, model, get, put, ask, select, follow, onSelect, expects }) => {
+  const layers = () => byLabels("layer", get<string[]>("layers"));
   const view = generationView(el, {
-    select: (step, layer) => select(layer === undefined ? { step } : { step, layer }),
+    select: (step, layer) => select(layer === undefined ? { step } : { step, ...selected([layers()], [layer]) }),
     focus: (branch) => put("focus", branch),
     measure: (number) => put("measure", number),
     draft: (draft, isTyping) => (isTyping ? model.set("draft", draft) : put("draft", draft)), // Python need not hear each key
@@ -29,7 +31,10 @@ export default widget(({ el, model, get, put, ask, select, follow, onSelect, exp
     },
   });
   view.draft(get("draft"));
-  onSelect(({ step }) => view.mark(step ?? null));
+  onSelect((selection) => {
+    const [layer = null] = placesOf([layers()], selection);
+    view.mark(selection.step ?? null, Number.isNaN(layer) ? null : layer);
+  });
   expects(() => get<Lane[]>("lanes").some(({ state }) => state === "running" || state === "waiting"));
   return view;
 });

@@ -1,9 +1,12 @@
 import { widget } from "../kit/widget";
 import { moduleTree, nodesOf } from "../views/module_tree";
 
-export default widget(({ el, endings, get, put, ask, follow }) => {
+export default widget(({ el, endings, get, put, ask, select, follow, onSelect }) => {
   const view = moduleTree(el, {
-    select: (path) => put("selected", path),
+    select(path, layer) {
+      put("selected", path);
+      if (layer !== null) select({ layer });
+    },
     about: (row) => ask("about", { row }),
   });
   follow({
@@ -11,6 +14,7 @@ export default widget(({ el, endings, get, put, ask, follow }) => {
     marks: () => view.setMarks(get("marks")),
     selected: () => view.setSelected(get("selected")),
   });
+  onSelect(({ layer }) => view.setLayer(layer ?? null));
   const name = Math.random().toString(36).slice(2);
   const watched = (open: boolean): void => void ask("watched", { view: name, open }).catch(() => undefined);
   watched(true);

@@ -1,28 +1,24 @@
 import { floats } from "../kit/host";
+import { type Chooses, placesOf, selected } from "../kit/places";
 import { widget } from "../kit/widget";
 import { patchMap, type State } from "../views/patch_map";
 
 export default widget(({ el, get, ask, select, follow, onSelect, expects }) => {
   const names: string[] = get("names");
-  const first = (): [number, number] => get("first");
   const view = patchMap(el, {
     run: (layers, places) => ask("run", { layers, places }),
-    select(row, column) {
-      const [above, before] = first();
-      const [layer, place] = [above + row, before + column];
-      select(names[1] === "head" ? { layer, head: place } : { layer, token: place });
-    },
+    select: (row, column) => select(selected(get<Chooses[]>("chooses"), [row, column])),
   });
   follow({
     "title rows columns quantity estimated": () =>
-      view.show({ title: get("title"), note: get("note"), names, rows: get("rows"), columns: get("columns"), quantity: get("quantity"), estimated: floats(get("estimated")) }),
+      view.show({ title: get("title"), note: get("note"), names, rows: get("rows"), columns: get("columns"), quantity: get("quantity"), first: get("first"), estimated: floats(get("estimated")) }),
     ran: () => view.setExact(floats(get("ran"))),
     state: () => view.setState(get("state")),
     code: () => view.setCode(get("code")),
   });
-  onSelect(({ layer, head, token }) => {
-    const [above, before] = first();
-    view.mark((layer ?? Number.NaN) - above, ((names[1] === "head" ? head : token) ?? Number.NaN) - before);
+  onSelect((selection) => {
+    const [row = null, column = null] = placesOf(get<Chooses[]>("chooses"), selection);
+    view.mark(row ?? Number.NaN, column ?? Number.NaN);
   });
   expects(() => get<State>("state").of !== undefined);
   return view;

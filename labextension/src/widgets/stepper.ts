@@ -1,19 +1,19 @@
 import { floats } from "../kit/host";
 import { widget } from "../kit/widget";
-import { stepper, type Text } from "../views/stepper";
+import { type Block, stepper, type Text } from "../views/stepper";
 
-export default widget(({ el, get, ask, select, follow, expects }) => {
+export default widget(({ el, get, ask, select, follow, onSelect, expects }) => {
   const view = stepper(el, {
     do: (what, given = {}) => ask("do", { what, with: given }),
     into: (trail) => ask("into", { trail }),
-    select: (token) => select({ token }),
+    select: (chosen) => select(chosen),
   });
   const text = (): Text | null => {
     const given = get<Text | Record<string, never>>("source");
     return "lines" in given ? (given as Text) : null;
   };
   follow({
-    place: () => view.setPlace(get("title"), get("place")),
+    place: () => view.setPlace(get("title"), get("place"), get<Block[] | undefined>("blocks")),
     rows: () => view.setRows(get("rows")),
     source: () => view.setText(text()),
     "value picture": () => view.setValue(get("value"), floats(get("picture"))),
@@ -21,6 +21,7 @@ export default widget(({ el, get, ask, select, follow, expects }) => {
     trouble: () => view.setTrouble(get("trouble")),
     code: () => view.setCode(get("code")),
   });
+  onSelect((selection) => view.follow(selection));
   expects(() => get("busy") !== "");
   return view;
 });

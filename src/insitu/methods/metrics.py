@@ -42,7 +42,8 @@ def logit_difference(
     def difference(logits: Tensor) -> Tensor:
         return _of(logits[:, -1], plus) - _of(logits[:, -1], minus)
 
-    return _named(difference, "logit difference", "logits")
+    call = f"logit_difference(model, {right!r}, {wrong!r})"
+    return _named(difference, "logit difference", "logits", call)
 
 
 def logprob(model: LanguageModel, token: Token | Sequence[Token]) -> Metric:
@@ -52,7 +53,7 @@ def logprob(model: LanguageModel, token: Token | Sequence[Token]) -> Metric:
     def of(logits: Tensor) -> Tensor:
         return _of(logits[:, -1].float().log_softmax(-1), wanted)
 
-    return _named(of, f"log-probability of {token!r}", "nats")
+    return _named(of, f"log-probability of {token!r}", "nats", f"logprob(model, {token!r})")
 
 
 def probability(model: LanguageModel, token: Token | Sequence[Token]) -> Metric:
@@ -62,7 +63,7 @@ def probability(model: LanguageModel, token: Token | Sequence[Token]) -> Metric:
     def of(logits: Tensor) -> Tensor:
         return _of(logits[:, -1].float().softmax(-1), wanted)
 
-    return _named(of, f"probability of {token!r}", "")
+    return _named(of, f"probability of {token!r}", "", f"probability(model, {token!r})")
 
 
 def measure(metric: Metric, logits: Tensor) -> Tensor:
@@ -109,8 +110,14 @@ def kl(logits: Tensor, other: Tensor) -> Tensor:
     return found.clamp(min=0)  # a distance; rounding may leave it just below
 
 
-def _named(metric: Metric, quantity: str, unit: str) -> Metric:
-    metric.__dict__.update(quantity=quantity, unit=unit, reads_last=True)
+def said(metric: Metric) -> str | None:
+    """The call that makes a metric of this file again; None for a user's own."""
+    found: str | None = getattr(metric, "said", None)
+    return found
+
+
+def _named(metric: Metric, quantity: str, unit: str, call: str) -> Metric:
+    metric.__dict__.update(quantity=quantity, unit=unit, said=call, reads_last=True)
     return metric
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from insitu.errors import UsageError
 from insitu.methods.axes import Axis
 from insitu.methods.result import Result
+from insitu.twins.results import Attention, attention_text
 from insitu.widgets import numbers
 from insitu.widgets.base import Widget
+from insitu.widgets.places import chooses
 from insitu.widgets.words import words
 
 SMALL, LARGE = 40, 240
@@ -33,13 +35,17 @@ class AttentionView(Widget):
     AttentionView(attention_patterns(model, prompt))
 
     Args:
-        result: `[layer, head, query_pos, key_pos]`, or without the layer.
+        result: `[layer, head, query_pos, key_pos]`, or without the layer or the head.
     """
 
     front_end = "attention_view"
     title = traitlets.Unicode().tag(sync=True)
     layers = traitlets.List().tag(sync=True)
     heads = traitlets.List().tag(sync=True)
+    names = traitlets.List().tag(sync=True)
+    """What layers and heads are: `["layer", "head"]`; nothing for an axis that is missing."""
+    chooses = traitlets.List().tag(sync=True)
+    """What layers, heads and queries select, and by which numbers (`insitu.widgets.places`)."""
     query_tokens = traitlets.List().tag(sync=True)
     key_tokens = traitlets.List().tag(sync=True)
     size = traitlets.List([0, 0]).tag(sync=True)
@@ -50,14 +56,14 @@ class AttentionView(Widget):
         if len(result.axes) not in (3, 4):
             raise UsageError(
                 f"attention is shown of 3 or 4 axes, and this result has {len(result.axes)}.",
-                "they are [layer, head, query_pos, key_pos]; the layer may be missing.",
+                "they are [layer, head, query_pos, key_pos]; layer or head may be missing.",
                 "give what attention_patterns returns, or AttentionView.of(pattern, tokens=…).",
             )
         values, note = numbers.plain(result.values)
         self.result = result = numbers.shown(result)
-        axes = result.axes if len(result.axes) == 4 else (Axis("layer", ("",)), *result.axes)
+        axes = _with_both(result.axes)
         shape = [len(axis) for axis in axes]
-        self._values = values.reshape(shape)
+        self._values, self._axes = values.reshape(shape), axes
         layers, heads = (words(axis.labels) for axis in axes[:2])
         queries, keys = (words(axis.labels[:TOKENS_MAX]) for axis in axes[2:])
         title = result.title or "Attention"
@@ -66,6 +72,8 @@ class AttentionView(Widget):
             note=note,
             layers=layers,
             heads=heads,
+            names=[axis.name for axis in axes[:2]],
+            chooses=chooses(axes[:3]),
             size=shape[2:],
             query_tokens=queries,
             key_tokens=keys,
@@ -81,16 +89,28 @@ class AttentionView(Widget):
         return cls(Result(pattern, axes, "attention weight", title="Attention"))
 
     def text(self) -> str:
-        """The patterns as text."""
-        return repr(self.result)
+        """The head selected, or the first, as a grid, and what each head of its layer reads."""
+        layer, head = (self._chosen(axis, at) for axis, at in ((0, -1), (1, 0)))
+        told = self._axes[0].told(layer) if self._axes[0].name and self.layers else ""
+        pattern = self._values[layer] if self.layers else self._values.sum(0)
+        shown = Attention(self.title, self.result.measured, told, pattern, head, self._axes[1:])
+        return attention_text(shown)
+
+    def _chosen(self, axis: int, at: int) -> int:
+        """The place on an axis of what is selected, or that one."""
+        name, there = self.chooses[axis]
+        wanted, size = self.selection.get(name), len(self._axes[axis])
+        numbered = there if isinstance(there, list) else range(there, there + size)
+        return numbered.index(wanted) if wanted in numbered else at % size if size else 0
 
     def html(self) -> str:
         """The heads of a layer, the one selected or the last, as tables of colours."""
         if len(self.result.axes) < 4 or not self.layers:
             return self.result._repr_html_()
-        layer, labels = self.selection.get("layer"), self.result.axes[0].labels
-        is_there = layer is not None and layer < len(labels)
-        return self.result.sel(layer=labels[layer if is_there else -1])._repr_html_()
+        first = self.result.axes[0]
+        layer = self.selection.get(self.chooses[0][0] or "layer")
+        chosen = layer if layer in first.labels else first.labels[-1]
+        return self.result.sel(**{first.name: chosen})._repr_html_()
 
     # Questions -------------------------------------------------------------------------------
 
@@ -110,6 +130,14 @@ class AttentionView(Widget):
         """What one query reads: a weight for each key that is named."""
         row = self._values[given["layer"], given["head"], given["query"], :TOKENS_MAX]
         return {"shape": list(row.shape)}, [numbers.buffer(row)]
+
+
+def _with_both(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """Four axes: in place of a layer or a head that is missing, one without a name."""
+    if len(axes) == 4:
+        return axes
+    missing = Axis("", ("",))
+    return (axes[0], missing, *axes[1:]) if axes[0].name == "layer" else (missing, *axes)
 
 
 def pooled(values: Tensor, limit: int) -> Tensor:

@@ -8,6 +8,7 @@ All stays in the kernel: the view asks for the rows in sight, and gets a picture
 tensor, whatever its size.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ import traitlets
 from torch import Tensor
 
 from insitu.twins.cache import cache_html
+from insitu.twins.comparison import HTML_MAX, TEXT_MAX, Row, comparison
+from insitu.twins.table import Table
 from insitu.twins.tensors import tensors_html, tensors_text
 from insitu.widgets import numbers, tensors
 from insitu.widgets.base import Widget
@@ -26,6 +29,11 @@ PIXELS = 200
 BINS = 60
 ROWS_SENT, ROWS_FIRST = 500, 60
 """So many rows a question, and with the view itself: none has to be asked for to see the first."""
+_LAYER = re.compile(r"(?:^|(?<=\.))\d+(?=[.\[]|$)")
+"""The first number in a path is that of the layer."""
+_CALL = re.compile(r"\[\d+\](?=\.(?:input|output))")
+COMPARED_MAX, COMPARED_BYTES = 1000, 40_000_000
+"""So many tensors, and so much of them, are compared for the twins: a second at most."""
 PATIENCE_S = 0.1
 """A search goes on for so long before it says how far it is."""
 
@@ -58,6 +66,8 @@ class CacheInspector(Widget):
         self._found = tensors.of(given)
         self._others = {} if other is None else {it.name: it for it in tensors.of(other)}
         self._numbers: dict[int, dict[str, Any]] = {}
+        self._apart: dict[int, dict[str, float | None]] = {}
+        self._has_steps = len({it.step for it in self._found}) > 1
         model = getattr(given, "_model", "")
         super().__init__(
             title=f"Cache of {model}" if model else "Tensors",
@@ -73,14 +83,40 @@ class CacheInspector(Widget):
         return None if self.chosen is None else self._found[self.chosen].read()
 
     def text(self) -> str:
-        """The table as text, without numbers that would have to be computed."""
+        """The table as text; numbers are computed for it where two are compared."""
+        if self.compares:
+            return repr(self._comparison(TEXT_MAX))
         return tensors_text(self.title, self._found)
 
     def html(self) -> str:
         """The same as HTML without scripts."""
+        if self.compares:
+            return self._comparison(HTML_MAX)._repr_html_()
         if hasattr(self._given, "_records") and hasattr(self._given, "title"):
             return cache_html(self._given)
         return tensors_html(self.title, self._found)
+
+    def _comparison(self, most: int) -> Table:
+        """How far the tensors that both have are apart, of so many bytes of them."""
+        rows: list[Row] = []
+        both = [(n, it) for n, it in enumerate(self._found) if it.name in self._others]
+        left_bytes = COMPARED_BYTES
+        for number, it in both:
+            other = self._others[it.name]
+            if it.shape != other.shape:
+                kinds = f"{_kind(it)} | {_kind(other)}"
+                rows.append((it.name, kinds, None))
+                continue
+            left_bytes -= it.size_bytes
+            if (left_bytes < 0 and rows) or len(rows) == COMPARED_MAX:
+                break
+            if number not in self._apart:
+                self._apart[number] = tensors.difference(it.read(), other.read())
+            rows.append((it.name, _kind(it), self._apart[number]))
+        mine = {it.name for it in self._found}
+        only = ([it.name for it in self._found if it.name not in self._others],
+                [name for name in self._others if name not in mine])  # fmt: skip
+        return comparison(self.title, rows, only, len(both) - len(rows), most)
 
     # Questions -------------------------------------------------------------------------------
 
@@ -94,9 +130,32 @@ class CacheInspector(Widget):
         return {
             "total": len(wanted),
             "rows": [
-                [n, it.name, it.step, list(it.shape), it.kind, it.size_bytes] for n, it in rows
+                [n, it.name, it.step if self._has_steps else None, list(it.shape), it.kind,
+                 it.size_bytes, layer_of(it.name)]
+                for n, it in rows
             ],
-        }
+        }  # fmt: skip
+
+    def answer_place(self, given: dict[str, Any]) -> int | None:
+        """The tensor of a layer and a step, at the site of the one that is chosen if it has one.
+
+        That one itself where it is of both. A layer, or a step, that none is of says nothing.
+        """
+        layer, step, chosen = given["layer"], given["step"], given["chosen"]
+        layer = layer if any(layer_of(it.name) == layer for it in self._found) else None
+        step = step if self._has_steps and any(it.step == step for it in self._found) else None
+        if layer is None and step is None:
+            return None
+        found = [
+            number
+            for number, it in enumerate(self._found)
+            if (layer is None or layer_of(it.name) == layer) and (step is None or it.step == step)
+        ]
+        if chosen in found or not found:
+            return chosen if found else None
+        sites = {n: _site(self._found[n].name, layer is None) for n in found}
+        wanted = None if chosen is None else _site(self._found[chosen].name, layer is None)
+        return next((number for number, site in sites.items() if site == wanted), found[0])
 
     def answer_numbers(self, given: dict[str, Any]) -> dict[str, Any]:
         """Statistics of some tensors, as many as come in good time; the rest is asked again."""
@@ -147,6 +206,22 @@ class CacheInspector(Widget):
                 )
             self._numbers[number] = told
         return self._numbers[number]
+
+
+def _kind(it: tensors.Named) -> str:
+    return f"{it.kind}{list(it.shape)}"
+
+
+def layer_of(name: str) -> int | None:
+    """Of which layer a tensor is: the first number in its path."""
+    found = _LAYER.search(name)
+    return int(found[0]) if found else None
+
+
+def _site(name: str, in_layer: bool) -> str:
+    """Where a tensor is from, in whichever call, and in whichever layer if that is asked for."""
+    site = _CALL.sub("", name)
+    return site if in_layer else _LAYER.sub("*", site, count=1)
 
 
 def extremes(values: Tensor, limit: int) -> Tensor:

@@ -14,9 +14,11 @@ import traitlets
 from insitu.errors import UsageError
 from insitu.methods.axes import Axis
 from insitu.methods.result import Result
+from insitu.twins.results import lens_text
 from insitu.widgets import numbers
 from insitu.widgets.base import Widget
 from insitu.widgets.in_sight import in_sight
+from insitu.widgets.places import chooses
 from insitu.widgets.words import words
 
 
@@ -38,6 +40,8 @@ class LensGrid(Widget):
     columns = traitlets.List().tag(sync=True)
     names = traitlets.List().tag(sync=True)
     """What rows and columns are: `["layer", "pos"]`."""
+    chooses = traitlets.List().tag(sync=True)
+    """What rows and columns select, and by which numbers (`insitu.widgets.places`)."""
     first = traitlets.List([0, 0]).tag(sync=True)
     """The first row and column that are shown, where there are too many for a view."""
     note = traitlets.Unicode().tag(sync=True)
@@ -58,12 +62,13 @@ class LensGrid(Widget):
             )
         self.result = result = numbers.shown(result)
         alike = {name: it for name, it in result.further.items() if it.names == result.names}
-        shown = {result.quantity: result, **alike}
+        self._measures = shown = {result.quantity: result, **alike}
         part, texts, wide = in_sight(result), result.texts or (), result.shape[1]
         starts = [row * wide + part.first[1] for row in range(part.first[0], result.shape[0])]
         super().__init__(
             title=result.title,
             names=list(result.names),
+            chooses=chooses(result.axes, part.first),
             first=part.first,
             note=part.note,
             rows=part.rows,
@@ -92,12 +97,18 @@ class LensGrid(Widget):
         return None if layer is None or token is None else (layer, token)
 
     def text(self) -> str:
-        """The numbers as text."""
-        return repr(self.result)
+        """The measure in sight as a grid, with the likeliest tokens where there are such."""
+        names = list(self._measures)
+        others = [it for it in names if it != names[self.measure]]
+        return lens_text(self._in_sight, self.result.texts, others)
 
     def html(self) -> str:
-        """The numbers as a table of colours without scripts."""
-        return self.result._repr_html_()
+        """The measure in sight as a table of colours without scripts."""
+        return self._in_sight._repr_html_()
+
+    @property
+    def _in_sight(self) -> Result:
+        return numbers.shown(list(self._measures.values())[self.measure])
 
     def answer_top(self, given: dict[str, Any]) -> list[tuple[str, float]]:
         """The likeliest tokens of one cell, where the result has them."""

@@ -30,6 +30,7 @@ from insitu.twins.tree import outputs_of
 from insitu.widgets.base import Widget
 from insitu.widgets.batches import Batches
 from insitu.widgets.following import NAMES, Following
+from insitu.widgets.standing import layers
 
 MARKED_EVERY_S = 0.1
 
@@ -52,7 +53,8 @@ class ModuleTree(Widget):
     nodes = traitlets.Dict().tag(sync=True)
     """Columns, a row a module in the order of `named_modules`: `names` by line, `numbers` (int32:
     of the parents, then of the kinds, then of the outputs), `sizes` (float64); what kinds and
-    outputs there are. In bytes, as ipywidgets looks at each part of a list: 20 ms for 10,000."""
+    outputs there are; which rows are `layers`, with their numbers. In bytes, as ipywidgets looks at
+    each part of a list: 20 ms for 10,000."""
     marks = traitlets.Dict().tag(sync=True)
     """Rows of each of `ran`, `read`, `written`, `paused`, as firsts and lasts of stretches."""
     selected = traitlets.Unicode().tag(sync=True)
@@ -237,7 +239,10 @@ def _columns(node: WrappedModule) -> dict[str, Any]:
     kinds: dict[str, int] = {}
     outputs: dict[str, int] = {"": 0}
     counted: set[int] = set()  # a weight that is used twice counts where it is met first
-    for name, module, parent in _walk(node):
+    blocks, rows_of_blocks = layers(node._root._module), []
+    for row, (name, module, parent) in enumerate(_walk(node)):
+        if module in blocks:
+            rows_of_blocks.append([row, blocks[module]])
         names.append(name)
         parents.append(parent)
         of_kind.append(kinds.setdefault(type(module).__name__, len(kinds)))
@@ -260,4 +265,5 @@ def _columns(node: WrappedModule) -> dict[str, Any]:
         "sizes": sizes.tobytes(),
         "kinds": list(kinds),
         "outputs": list(outputs),
+        "layers": rows_of_blocks,
     }

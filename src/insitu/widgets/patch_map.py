@@ -18,12 +18,15 @@ import traitlets
 from insitu.errors import UsageError
 from insitu.methods.activation_patching import activation_patching
 from insitu.methods.attribution_patching import attribution_patching
-from insitu.methods.metrics import Metric
+from insitu.methods.axes import Axis
+from insitu.methods.metrics import Metric, said
 from insitu.methods.result import Result
 from insitu.models.language import LanguageModel
+from insitu.twins.results import patches_text
 from insitu.widgets import main_thread, numbers
 from insitu.widgets.base import Widget
 from insitu.widgets.in_sight import in_sight
+from insitu.widgets.places import chooses
 from insitu.widgets.trouble import trouble_of
 
 Run = Callable[[int, list[int]], Any]
@@ -46,6 +49,8 @@ class PatchMap(Widget):
     rows = traitlets.List().tag(sync=True)
     columns = traitlets.List().tag(sync=True)
     names = traitlets.List().tag(sync=True)
+    chooses = traitlets.List().tag(sync=True)
+    """What rows and columns select, and by which numbers (`insitu.widgets.places`)."""
     quantity = traitlets.Unicode().tag(sync=True)
     estimated = traitlets.Bytes().tag(sync=True)
     first = traitlets.List([0, 0]).tag(sync=True)
@@ -77,6 +82,7 @@ class PatchMap(Widget):
         super().__init__(
             title=estimate.title,
             names=list(estimate.names),
+            chooses=chooses(estimate.axes, part.first),
             first=part.first,
             note=part.note,
             rows=part.rows,
@@ -120,13 +126,21 @@ class PatchMap(Widget):
         return self.exact
 
     def text(self) -> str:
-        """The estimate as text."""
-        return repr(self.estimate)
+        """The estimates as a grid, the exact numbers beside them."""
+        return patches_text(self.estimate, self._exact, self.state)
 
     def html(self) -> str:
         """The estimate, and what was run exactly, as tables of colours without scripts."""
-        exact = "" if self._exact.isnan().all() else self.exact._repr_html_()
-        return self.estimate._repr_html_() + exact
+        ran = ~self._exact.isnan()
+        if not ran.any():
+            return self.estimate._repr_html_()
+        places = [ran.any(1 - axis).nonzero().flatten().tolist() for axis in (0, 1)]
+        axes = tuple(
+            Axis(axis.name, [axis.labels[it] for it in there])
+            for axis, there in zip(self.estimate.axes, places, strict=True)
+        )
+        exact = replace(self.exact, values=self._exact[places[0]][:, places[1]], axes=axes)
+        return self.estimate._repr_html_() + exact._repr_html_()
 
     def answer_run(self, given: dict[str, Any]) -> None:
         """Run what was brushed when the kernel's main thread is free."""
@@ -170,8 +184,17 @@ def patch_map(
         where = "" if by_head else f", positions={places}"
         heads = f".sel(head={places})" if by_head else ""
         return (
-            f"activation_patching(\n    model, {clean!r},\n    {corrupt!r},\n"
-            f"    metric, of={of!r}{where}, layers={layers},\n){heads}"
+            f"{_making(metric)}exact = activation_patching(\n    model, {clean!r},\n"
+            f"    {corrupt!r},\n    metric, of={of!r}{where}, layers={layers},\n){heads}"
         )
 
     return PatchMap(estimate, run, code)
+
+
+def _making(metric: Metric) -> str:
+    """The lines of a program that come before a patch: imports, and the metric where it is ours."""
+    call = said(metric)
+    if call is None:
+        return "from insitu.methods import activation_patching\n\n# metric: your own function\n"
+    made_by = call.partition("(")[0]
+    return f"from insitu.methods import activation_patching, {made_by}\n\nmetric = {call}\n"

@@ -47,6 +47,8 @@ class Stepper(Widget):
     title = traitlets.Unicode().tag(sync=True)
     place = traitlets.Dict().tag(sync=True)
     """Where it stands: site, side, path, operation, step, state, and whether it can go on here."""
+    blocks = traitlets.List().tag(sync=True)
+    """The path of each layer's module, and its number."""
     rows = traitlets.List().tag(sync=True)
     """The tree about that place: path, name, class, depth, state, has modules below, is open."""
     source = traitlets.Dict().tag(sync=True)
@@ -74,7 +76,7 @@ class Stepper(Widget):
         self._at: list[int] = []
         self._acts = False
         self._shown_s, self._took_s = 0.0, 0.0
-        super().__init__(title=type(run._root._module).__name__)
+        super().__init__(title=type(run._root._module).__name__, blocks=self._blocks(run))
         self.refresh()
         run.on_move(self._moved)
         self.observe(self._closed, "comm")
@@ -194,12 +196,12 @@ class Stepper(Widget):
         self._took_s = self._shown_s - began
 
     def text(self) -> str:
-        """Where it stands, the tree about it and the value, as text."""
-        return stepper_text(self.place, self.rows, self.value)
+        """Where it stands, the tree about it, the lines that run and the value, as text."""
+        return stepper_text(self.place, self.rows, self.value, self.source)
 
     def html(self) -> str:
         """The same as HTML without scripts."""
-        return stepper_html(self.place, self.rows, self.value)
+        return stepper_html(self.place, self.rows, self.value, self.source)
 
     def answer_do(self, given: dict[str, Any]) -> dict[str, bool]:
         """Do something when the kernel's main thread is free; what comes of it shows in traits."""
@@ -254,6 +256,10 @@ class Stepper(Widget):
         if self._pass is not None:
             self._opened ^= {path}
             self.rows = [list(row) for row in standing.around(self._pass, self._opened)]
+
+    def _blocks(self, run: Run) -> list[list[str | int]]:
+        found = run._root._module.named_modules()
+        return [[path, self._layers[it]] for path, it in found if it in self._layers]
 
     def _parts(self) -> list[standing_value.Part]:
         run = self._pass
