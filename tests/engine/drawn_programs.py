@@ -35,6 +35,8 @@ class Walk:
         self.pending = set()
         self.skipped = False
         self.kept = 0
+        self.met = set()
+        """What the program has read: the steps of a loop over it would count on from there."""
 
     @property
     def here(self):
@@ -167,6 +169,7 @@ def _site(draw, walk):
         return None
     at, module, side = _chosen(draw, found)
     walk.go(at)
+    walk.met.add(module)
     site = "output" if side == OUTPUT else draw(st.sampled_from(["input", "inputs"]))
     return at, _path(draw, walk, module), site
 
@@ -218,7 +221,7 @@ def _call(draw, walk, edits, rows):
 def _loop(draw, walk, edits, rows):
     """A loop over the calls of one module, from where the program stands."""
     calls = [e.module for e in walk.events if e.side == INPUT]
-    often = sorted({m for m in calls if calls.count(m) > 1})
+    often = sorted({m for m in calls if calls.count(m) > 1} - walk.met)
     if walk.at == END or not often:
         return None
     module = draw(st.sampled_from(often))
@@ -240,6 +243,7 @@ def _loop(draw, walk, edits, rows):
     path, edit = _path(draw, walk, module), not rows and draw(st.booleans())
     ends = which.stop is None or len(range(which.start, which.stop, which.step or 1)) > len(at)
     walk.go(END if ends else at[-1])
+    walk.met.add(module)
     return Loop(at, path, site, which, edit)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import outputs
+from reference import edited, outputs
 from torch import nn
 
 import insitu
@@ -221,6 +221,278 @@ def test_an_order_error_inside_a_step_of_a_plain_module(recurrent, given):
         with model.trace(given):
             model.out.output
             model.cell.output
+
+
+class Loop(nn.Module):
+    """Two modules in a loop, after an embedding that is called once, or before each round of it."""
+
+    def __init__(self, leads_in=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.late, self.early = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.embed, self.leads_in = nn.Linear(3, 3), leads_in
+
+    def forward(self, x):
+        x = self.embed(x)
+        if self.leads_in:
+            x = self.late(x)
+        for _ in range(4):
+            x = torch.tanh(self.early(x))
+            x = self.late(x)
+        return x
+
+
+LOOPED = ["embed", "early", "late"]
+
+
+def number_of(value, calls):
+    """Which call gave a value."""
+    (found,) = [i for i, one in enumerate(calls) if torch.equal(one, value)]
+    return found
+
+
+def read_then_loop(model, tracer):
+    yield 0, model.early.output
+    for step in tracer.iter[:3]:
+        yield step, model.early.output
+
+
+def read_then_loop_later(model, tracer):
+    yield 0, model.early.output
+    for step in tracer.iter[1:3]:
+        yield step, model.early.output
+
+
+def input_then_loop_later(model, tracer):
+    model.early.input
+    for step in tracer.iter[2:]:
+        yield step, model.early.output
+
+
+def another_then_loop_later(model, tracer):
+    model.embed.output
+    for step in tracer.iter[1:3]:
+        yield step, model.early.output
+
+
+def two_loops(model, tracer):
+    for step in tracer.iter[:2]:
+        yield step, model.early.output
+    for step in tracer.iter[2:]:
+        yield step, model.early.output
+
+
+def two_loops_that_share_a_step(model, tracer):
+    for step in tracer.iter[:2]:
+        yield step, model.early.output
+    for step in tracer.iter[1:3]:
+        yield step, model.early.output
+
+
+def two_loops_with_a_gap(model, tracer):
+    for step in tracer.iter[:1]:
+        yield step, model.early.output
+    for step in tracer.iter[3:]:
+        yield step, model.early.output
+
+
+def loops_that_are_left(model, tracer):
+    for step in tracer.iter[:]:
+        yield step, model.early.output
+        break
+    for step in tracer.iter[:]:
+        yield step, model.early.output
+        if step == 2:
+            break
+    for step in tracer.iter[3:]:
+        yield step, model.early.output
+
+
+def calls_and_then_a_loop(model, tracer):
+    yield 0, model.early.output
+    yield 1, model.early.next().output
+    for step in tracer.iter[1:]:
+        yield step, model.early.output
+
+
+def next_and_then_a_loop(model, tracer):
+    model.early.next()
+    for step in tracer.iter[:2]:
+        yield step, model.early.output
+
+
+READERS = [
+    read_then_loop, read_then_loop_later, input_then_loop_later, another_then_loop_later,
+    two_loops, two_loops_that_share_a_step, two_loops_with_a_gap, loops_that_are_left,
+    calls_and_then_a_loop, next_and_then_a_loop,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
+def test_a_step_of_a_plain_module_has_one_number_wherever_its_loop_begins(given, reader, warm):
+    net = Loop()
+    calls, model = outputs(net, LOOPED, given)["early"], NNsight(net)
+    if warm:
+        model.trace(given)
+    with model.trace(given) as tracer:
+        seen = [(step, number_of(value, calls)) for step, value in reader(model, tracer)]
+        last = tracer.result
+    assert len(seen) > 1
+    assert [step for step, _ in seen] == [number for _, number in seen]
+    assert torch.equal(last, net(given))
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
+def test_loops_over_two_modules_count_on_with_the_one_that_leads(given, warm):
+    net = Loop()
+    calls, model = outputs(net, LOOPED, given), NNsight(net)
+    if warm:
+        model.trace(given)
+    with model.trace(given) as tracer:
+        seen = [(0, model.early.output, model.late.output)]
+        for which in (slice(1, 2), slice(2, 4)):
+            for step in tracer.iter[which]:
+                seen.append((step, model.early.output, model.late.output))
+    for step, early, late in seen:
+        assert number_of(early, calls["early"]) == number_of(late, calls["late"]) == step
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
+def test_a_loop_over_what_was_not_read_yet_begins_with_its_next_call(given, warm):
+    net = Loop()
+    calls, model = outputs(net, LOOPED, given), NNsight(net)
+    if warm:
+        model.trace(given)
+    with model.trace(given) as tracer:
+        for _ in tracer.iter[:2]:
+            model.late.output
+        seen = [number_of(model.early.output, calls["early"]) for _ in tracer.iter[:]]
+    assert seen == [2, 3]
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
+def test_a_loop_writes_to_the_calls_its_numbers_say(given, warm):
+    net = Loop()
+    model = NNsight(net)
+    if warm:
+        model.trace(given)
+    with model.trace(given) as tracer:
+        model.early.output
+        for step in tracer.iter[:2]:
+            model.early.output = model.early.output * 0 + step
+        for _ in tracer.iter[3:]:
+            model.early.output[:] = 7
+        got = tracer.result
+    numbers = {0: 0, 1: 1, 3: 7}
+    want = edited(
+        net, {"early": lambda out, call: out * 0 + numbers[call] if call in numbers else None},
+        given,
+    )  # fmt: skip
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("which", [slice(None), slice(1, 3), 2])
+@pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
+def test_what_comes_earlier_in_the_forward_has_passed_in_a_step(given, which, warm):
+    net = Loop()
+    model = NNsight(net)
+    if warm:
+        model.trace(given)
+    with pytest.raises(OutOfOrderError, match=r"early\.output .* passed it in step") as error:
+        with model.trace(given) as tracer:
+            for _ in tracer.iter[which]:
+                model.late.output
+                model.early.output
+    assert "model.early.output" in str(error.traceback[-1].statement)
+    calls, seen = outputs(net, LOOPED, given), []
+    with model.trace(given) as tracer:
+        for step in tracer.iter[which]:
+            values = model.early.output, model.late.output
+            seen.append((step, *map(number_of, values, (calls["early"], calls["late"]))))
+    assert seen == [(step, step, step) for step, _, _ in seen] != []
+
+
+def test_what_follows_in_the_forward_may_be_a_later_call(given):
+    class Fed(nn.Module):
+        """Calls the second module once before the loop, and again at the end of each round."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.cell, self.feed = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = self.feed(x)
+            for _ in range(3):
+                x = self.feed(torch.tanh(self.cell(x)))
+            return x
+
+    net = Fed()
+    calls, model, seen = outputs(net, ["feed"], given)["feed"], NNsight(net), []
+    for _ in range(2):
+        with model.trace(given) as tracer:
+            for _step in tracer.iter[:]:
+                model.cell.output
+                seen.append(number_of(model.feed.output, calls))
+    assert seen == [1, 2, 3] * 2
+
+
+def test_modules_of_a_list_are_read_in_their_order_in_each_step(given):
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.cells = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+            self.row = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+
+        def forward(self, x):
+            for _ in range(3):
+                for cell in self.cells:
+                    x = torch.tanh(cell(x))
+                x = self.row(x)
+            return x
+
+    net, paths = Deep(), ["cells.0", "cells.2", "row.0", "row.1"]
+    calls, model = outputs(net, paths, given), NNsight(net)
+    for _ in range(2):
+        with model.trace(given) as tracer:
+            for step in tracer.iter[1:]:
+                cells, row = model.cells, model.row
+                values = cells[0].output, cells[2].output, row[0].output, row[1].output
+                for path, value in zip(paths, values, strict=True):
+                    assert number_of(value, calls[path]) == step
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
+def test_a_step_that_has_passed_is_said_to_have(given, warm):
+    model = NNsight(Loop())
+    if warm:
+        model.trace(given)
+    with pytest.raises(OutOfOrderError, match="call 0 is over") as error:
+        with model.trace(given) as tracer:
+            for _ in tracer.iter[:2]:
+                model.early.output
+            for _ in tracer.iter[:]:
+                model.early.output
+    assert "2 calls" in str(error.value)
+    assert "tracer.iter[2:]" in str(error.value)
+
+
+def test_a_loop_left_before_it_read_anything_changes_nothing(given):
+    net = Loop()
+    model = NNsight(net)
+    with model.trace(given) as tracer:
+        first = model.early.output
+        for _ in tracer.iter[:]:
+            break
+        model.early.output[:] = 1
+        got = model.output
+    assert torch.equal(
+        got, edited(net, {"early": lambda out, call: out * 0 + 1 if call == 0 else None}, given)
+    )
+    assert (first == 1).all()
 
 
 # A trace without a `with` -------------------------------------------------------------------------

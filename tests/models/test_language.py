@@ -213,3 +213,18 @@ def test_the_input_of_the_model_is_what_the_tokenizer_made(llm):
     assert ids.tolist() == [ids_of(llm)]
     assert kwargs["attention_mask"].all()
     assert torch.equal(embedded, ids)
+
+
+def test_a_call_takes_text_wherever_it_stands(llm, net, x):
+    want = llm._module(**llm.tokenizer(PROMPT, return_tensors="pt")).logits
+    other, seen = insitu.NNsight(net), []
+    with other.trace(x):
+        other.layer1.output
+        seen.append(llm(PROMPT).logits)
+    for opened in (other.open(x), llm.open(PROMPT)):
+        seen.append(llm(PROMPT).logits)
+        opened.close()
+    with llm.trace(SHORT):
+        llm.transformer.h[0].output
+        seen += [llm(PROMPT).logits, llm(torch.tensor([ids_of(llm)])).logits]
+    assert all(map(torch.equal, seen, [want] * len(seen)))

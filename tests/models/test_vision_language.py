@@ -322,6 +322,21 @@ def test_an_edit_stays_for_later_runs(style):
     assert edited.processor is style.vlm.processor
 
 
+@pytest.mark.parametrize("settings", [{"num_beams": 2}, {"num_return_sequences": 2}])
+def test_images_of_several_prompts_are_not_repeated(style, settings):
+    (a, b) = images_of(2)
+    with pytest.raises(insitu.InputError, match="was to have 2 rows for each"):
+        with style.vlm.generate(max_new_tokens=1, do_sample=True, **settings) as tracer:
+            with tracer.invoke(ASK, images=[a]):
+                pass
+            with tracer.invoke(ASK, images=[b]):
+                pass
+    with style.vlm.generate(max_new_tokens=1, do_sample=True, **settings) as tracer:
+        with tracer.invoke(ASK, images=[a]):
+            rows = style.vlm.lm_head.output.shape[0]
+    assert rows == 2
+
+
 def test_generation_gives_transformers_own_tokens(style):
     (a, b) = images_of(2)
     with style.vlm.generate(ASK, images=[a], max_new_tokens=4):

@@ -6,8 +6,9 @@ take(value, joined.rows[1], is_batch)           # what the second of them sees
 put(value, part, joined.rows[1], is_batch)      # the value with its part replaced
 """
 
+import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -23,9 +24,11 @@ Path = tuple[Any, ...]
 Split = Mapping[int, "Rows | tuple[Rows, ...]"]
 """The rows of a tensor that has others than the batch: by the first row of each prompt, its own;
 where they do not stand together, each piece of them."""
-IsBatch = Callable[[Path, torch.Tensor], "bool | Split"]
-"""Whether the first dimension of a tensor that has as many rows as the batch is the batch; or what
-is a prompt's instead, such as its images."""
+Slabs = Mapping[int, "Slab"]
+"""The same where the batch is another dimension than the first."""
+IsBatch = Callable[[Path, torch.Tensor], "bool | Along | Split | Slabs"]
+"""Whether the first dimension of a tensor that has as many rows as the batch is the batch; or which
+other one is; or what is a prompt's instead, such as its images."""
 
 
 class Rows(NamedTuple):
@@ -39,6 +42,20 @@ class Rows(NamedTuple):
     def are_all(self) -> bool:
         """Whether they are the whole batch, so that nothing need be sliced."""
         return self.size == self.total
+
+
+class Along(NamedTuple):
+    """Says that another dimension than the first is the batch: `[layer, batch, d_hidden]`."""
+
+    dim: int
+
+
+class Slab(NamedTuple):
+    """What of such a tensor belongs to one prompt."""
+
+    dim: int
+    start: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,14 @@ def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
             yield from tensors(part, (*path, key))
 
 
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same value with everything in it that holds nothing else changed."""
+    parts = _parts(value)
+    if not parts:
+        return change(value)
+    return _rebuilt(value, {key: mapped(part, change) for key, part in parts})
+
+
 def take(value: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
     """The same value with only these rows, in every tensor that has the batch's."""
     if isinstance(value, torch.Tensor):
@@ -105,6 +130,8 @@ def take(value: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
             return value
         if isinstance(own, Rows):  # a slice costs two thirds of what narrow() does
             return value[own.start : own.start + own.size]
+        if isinstance(own, Slab):
+            return value.narrow(*own)
         return torch.cat([value[piece.start : piece.start + piece.size] for piece in own])
     return _rebuilt(value, {key: take(v, rows, is_batch, (*path, key)) for key, v in _parts(value)})
 
@@ -121,12 +148,16 @@ def put(
     if isinstance(value, torch.Tensor):
         own = _own(value, rows, is_batch, path)
         kept = part is given and part.requires_grad is value.requires_grad
-        if own is not None and not isinstance(own, Rows):
+        if isinstance(own, tuple) and not isinstance(own, (Rows, Slab)):
             return _with_pieces(value, part, own, kept)
         if kept:
             return value
         if own is None:
             return part
+        if isinstance(own, Slab):
+            rest = own.start + own.size
+            ends = value.narrow(own.dim, rest, value.shape[own.dim] - rest)
+            return torch.cat([value.narrow(own.dim, 0, own.start), part, ends], own.dim)
         return torch.cat([value[: own.start], part, value[own.start + own.size :]])
     parts = {}
     for key, inner in _parts(value):
@@ -150,12 +181,25 @@ def stack(parts: Mapping[Rows, Any], is_batch: IsBatch, path: Path = ()) -> Any:
     )
 
 
+def begins_a_graph(given: Any, output: Any) -> bool:
+    """Whether a body has asked for gradients of its rows, where the whole has none."""
+    return (
+        given is not output
+        and isinstance(given, torch.Tensor)
+        and given.requires_grad
+        and not output.requires_grad
+    )
+
+
 def _stacked(
     tensors: list[torch.Tensor], rows: list[Rows], is_batch: IsBatch, path: Path
 ) -> torch.Tensor:
     first = tensors[0]
     if not all(tensor.dim() for tensor in tensors):
         return first
+    along = is_batch(path, first)
+    if isinstance(along, Along):
+        return torch.cat(tensors, along.dim)
     total = sum(tensor.shape[0] for tensor in tensors)
     whole = torch.empty((total, *first.shape[1:]), device="meta")
     own = [_pieces(_own(whole, r, is_batch, path)) for r in rows]
@@ -198,19 +242,24 @@ def _assembled(parts: Iterable[tuple[Rows, torch.Tensor]]) -> torch.Tensor:
     return torch.cat([tensor for _, tensor in ordered])
 
 
-def _pieces(own: "Rows | tuple[Rows, ...] | None") -> tuple[Rows, ...]:
+def _pieces(own: "Rows | Slab | tuple[Rows, ...] | None") -> tuple[Rows, ...]:
+    if isinstance(own, Slab):
+        return ()
     return () if own is None else (own,) if isinstance(own, Rows) else own
 
 
 def _own(
     value: torch.Tensor, rows: Rows, is_batch: IsBatch, path: Path
-) -> "Rows | tuple[Rows, ...] | None":
+) -> "Rows | Slab | tuple[Rows, ...] | None":
     """The rows of a tensor that are one prompt's; None where it has no prompt's."""
     shape = value.shape
     if not shape:
         return None
     held = is_batch(path, value)
     if not isinstance(held, bool):
+        if isinstance(held, Along):
+            is_whole = shape[held.dim] == rows.total
+            return Slab(held.dim, rows.start, rows.size) if is_whole else None
         return held.get(rows.start)
     return rows if held and shape[0] == rows.total else None
 
@@ -235,12 +284,21 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
     """A container like `value` with these parts; `value` itself when none of them changed."""
     if all(parts[key] is part for key, part in _parts(value)):
         return value
-    if isinstance(value, Mapping) and not is_dataclass(value):
-        return type(value)(parts)  # type: ignore[call-arg]
+    kind = type(value)
     if isinstance(value, (tuple, list)):
-        kind = type(value)
         return kind(*parts.values()) if hasattr(value, "_fields") else kind(parts.values())
-    return type(value)(**parts)
+    if isinstance(value, Mapping):
+        if is_dataclass(value):
+            return kind(**parts)
+        if kind is dict or not isinstance(value, MutableMapping):
+            return kind(parts)
+    like = copy.copy(value)  # a class of one's own may be made of other things than its parts
+    for key, part in parts.items():
+        if isinstance(value, Mapping):
+            like[key] = part
+        else:
+            object.__setattr__(like, key, part)
+    return like
 
 
 def _cat(place: Any, values: list[Any], sizes: list[int]) -> Any:

@@ -3,28 +3,31 @@
     dims = BatchDims(root, call, total=4)
     dims.at(module, OUTPUT)((0,), tensor)     # False for a table of 4 positions
 
-A first dimension of the batch's size usually is the batch. Where the size occurs elsewhere too, in
-a weight or in another dimension of the input, the model is run once on fake tensors with a number
-of rows that occurs nowhere: what then has that many rows is the batch.
+A first dimension of the batch's size usually is the batch. It may as well be a number of layers, of
+heads or of positions, so before a joined batch runs the model is run once on fake tensors, with a
+number of rows that occurs nowhere: what then has that many rows is the batch. What a scan has shown
+is kept for all calls of its kind: with the same arguments, whatever their lengths.
 
 A model may have modules that see something else than prompts, such as their images. Its call then
-says what belongs to whom there: `call.apart`, see `Apart`.
+says what belongs to whom there: `call.apart`, see `Apart`. A generation may repeat each prompt's
+row, for beams: `call.expansions` says how often.
 """
 
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from insitu.engine.batch import IsBatch, Path, Split, tensors
-from insitu.engine.fakes import fake_tensors
-from insitu.engine.order import INPUT, OUTPUT
+from insitu.engine.batch import Along, IsBatch, Path, Rows, Slab, Slabs, Split, tensors
+from insitu.engine.batch_scan import Known, NoScanError, Seen, arguments, armed, name_of, scan
 from insitu.errors import InsituWarning
 
-Known = dict[tuple[nn.Module, int], frozenset[Path]]
-"""For each side of each module: where its value holds tensors with the batch's rows."""
+_lock = threading.RLock()
+"""One scan at a time: each puts back what it changed in its modules."""
+_KEPT_MAX = 64
 
 
 class Apart(Protocol):
@@ -33,7 +36,7 @@ class Apart(Protocol):
     inputs: frozenset[str]
     """Keyword arguments of the call that hold no prompts; it can be made without them."""
     sizes: frozenset[int]
-    """Sizes of the batch that need finding out."""
+    """Sizes that are no batch's where they occur."""
 
     def split(self, key: Any, path: Path, tensor: torch.Tensor) -> Split | None:
         """What of a tensor is whose, empty where it is all theirs; None for prompts' rows.
@@ -43,42 +46,175 @@ class Apart(Protocol):
         """
 
 
-class BatchDims:
-    """Answers for one pass; what a scan has shown is kept for the model's next ones."""
+class _Learned:
+    """What a scan has shown about calls of one kind."""
 
-    def __init__(self, root: Any, call: Any, total: int) -> None:
-        self._known: Known | None = None
-        self._apart: Apart | None = getattr(call, "apart", None)
-        sizes = _sizes(root) | (self._apart.sizes if self._apart is not None else frozenset())
-        self.in_pieces: bool = getattr(self._apart, "in_pieces", False)
-        """Whether a prompt's rows may stand in several places, so that a body is given a copy."""
-        if getattr(self._apart, "knows_all", False):
-            return
-        if total > 1 and (total in sizes or total in _other_sizes(call)):
-            kept: dict[str, Known] = root._batched
-            if type(call).__name__ not in kept:
-                kept[type(call).__name__] = _scan(call, total, sizes)
-            self._known = kept[type(call).__name__]
+    def __init__(self, known: Known, is_second: bool) -> None:
+        self.known = known
+        self.operations: set[Any] = set()
+        """Those that a scan was to meet, whether it did or not."""
+        self.is_stale = False
+        """Whether a call has shown what the scan had not."""
+        self.is_second = is_second
+        """Whether an earlier scan was stale: there is no third."""
+        self.trouble = ""
+        """Why nothing could be learned; said once, when a pass has come to its end."""
+        self._asked: tuple[dict[Any, IsBatch], dict[Any, IsBatch]] = ({}, {})
 
     def at(self, key: Any, side: int) -> IsBatch:
-        """The question for one site."""
-        if self._known is None and self._apart is None:
-            return _always
-        paths = None if self._known is None else self._known.get((key, side))
-        of_prompts = _always if paths is None else lambda path, tensor: path in paths
-        if self._apart is None:
-            return of_prompts
-        apart = self._apart
+        asked = self._asked[side].get(key)
+        if asked is None:
+            asked = self._question(self.known.get((name_of(key), side)))
+            if isinstance(key, nn.Module):
+                self._asked[side][key] = asked
+        return asked
 
-        def is_batch(path: Path, tensor: torch.Tensor) -> bool | Split:
-            split = apart.split(key, path, tensor)
-            return of_prompts(path, tensor) if split is None else split
+    def _question(self, seen: Seen | None) -> IsBatch:
+        if seen is None:
+            return _always
+        held = {path: Along(dim) if dim else True for path, dim in seen.rows.items()}
+        held.update((path, False) for path in seen.all - held.keys())
+
+        def is_batch(path: Path, tensor: torch.Tensor) -> bool | Along | Split | Slabs:
+            if path in held:
+                return held[path]
+            self.is_stale = True  # in this call its size has to do
+            return True
 
         return is_batch
 
 
+class BatchDims:
+    """Answers for one pass; what a scan has shown is kept for the model's next ones.
+
+    Args:
+        root: the wrapper whose pass it is.
+        call: what is run.
+        total: the rows of the batch.
+        prompts: those of each prompt; needed where the call repeats them.
+        sites: the rewritten forwards of the pass, whose operations a scan is to meet too.
+    """
+
+    def __init__(
+        self,
+        root: Any,
+        call: Any,
+        total: int,
+        prompts: Iterable[Rows] = (),
+        sites: Mapping[Any, Any] | None = None,
+    ) -> None:
+        self._call = call
+        self._total = total
+        self._root = root
+        self._learned: _Learned | None = None
+        self._apart: Apart | None = getattr(call, "apart", None)
+        self.in_pieces: bool = getattr(self._apart, "in_pieces", False)
+        """Whether a prompt's rows may stand in several places, so that a body is given a copy."""
+        self._repeated = _repeated(getattr(call, "expansions", ()), total, prompts)
+        if total < 2 or getattr(self._apart, "knows_all", False):
+            return
+        kept: dict[Any, _Learned] = root._batched
+        kind = _kind(call, total)
+        learned = kept.get(kind)
+        if learned is None or (learned.is_stale and not learned.is_second):
+            with _lock:
+                learned = self._scanned(learned is not None, sites)
+                if len(kept) >= _KEPT_MAX:
+                    kept.pop(next(iter(kept)))
+                kept[kind] = learned
+        self._learned = learned
+        if sites:
+            self.learn(sites)
+
+    def at(self, key: Any, side: int) -> IsBatch:
+        """The question for one site."""
+        learned, apart, repeated = self._learned, self._apart, self._repeated
+        of_prompts = _always if learned is None else learned.at(key, side)
+        if apart is None and not repeated:
+            return of_prompts
+
+        def is_batch(path: Path, tensor: torch.Tensor) -> bool | Along | Split | Slabs:
+            split = None if apart is None else apart.split(key, path, tensor)
+            if split is not None:
+                return split
+            held = of_prompts(path, tensor)
+            return _scaled(held, tensor, repeated) if repeated else held
+
+        return is_batch
+
+    def tell(self) -> None:
+        """The pass has come to its end: say, once, what could not be found out."""
+        if self._learned is not None and self._learned.trouble:
+            trouble, self._learned.trouble = self._learned.trouble, ""
+            warnings.warn(trouble, InsituWarning, stacklevel=2)
+
+    def learn(self, sites: Mapping[Any, Any]) -> None:
+        """Find out about the operations that a pass has been asked for since."""
+        learned = self._learned
+        if learned is None or armed(sites) <= learned.operations:
+            return
+        with _lock:
+            more = self._scanned(False, sites)
+        learned.known.update(more.known)
+        learned.operations |= more.operations
+
+    def _scanned(self, is_second: bool, sites: Mapping[Any, Any] | None) -> _Learned:
+        sizes = _sizes(self._root) | (self._apart.sizes if self._apart is not None else frozenset())
+        try:
+            learned = _Learned(scan(self._call, self._total, sizes, sites or {}), is_second)
+        except NoScanError as error:
+            learned = _Learned({}, is_second)
+            further = (tensor.shape[1:] for _, tensor in tensors(arguments(self._call)))
+            if self._total in sizes.union(*further):  # else sizes that are known tell it apart
+                learned.trouble = str(error)
+        learned.operations |= armed(sites or {})
+        return learned
+
+
 def _always(path: Path, tensor: torch.Tensor) -> bool:
     return True
+
+
+def _scaled(
+    held: bool | Along | Split | Slabs, tensor: torch.Tensor, repeated: Mapping[int, Split]
+) -> bool | Along | Split | Slabs:
+    """What holds the batch, in a tensor where each prompt's row may have been repeated."""
+    if held is False or isinstance(held, Mapping):
+        return held
+    dim = held.dim if isinstance(held, Along) else 0
+    split = repeated.get(tensor.shape[dim])
+    if split is None or not dim:
+        return held if split is None else split
+    return {
+        start: Slab(dim, it.start, it.size) for start, it in split.items() if isinstance(it, Rows)
+    }
+
+
+def _repeated(times: Iterable[int], total: int, prompts: Iterable[Rows]) -> dict[int, Split]:
+    """For numbers of rows other than the batch's: whose they are, each prompt's being repeated."""
+    prompts = list(prompts)
+    return {
+        total * n: {it.start: Rows(it.start * n, it.size * n, total * n) for it in prompts}
+        for n in times
+        if n != 1
+    }
+
+
+def _kind(call: Any, total: int) -> Any:
+    """What calls have in common whose values hold the batch in the same places."""
+    return type(call).__name__, call.module.training, *_kinds(arguments(call), total)
+
+
+def _kinds(value: Any, total: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        shape = value.shape
+        return len(shape), bool(shape) and shape[0] == total
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return tuple([_kinds(part, total) for part in value])
+    if isinstance(value, Mapping):
+        return tuple([(key, _kinds(part, total)) for key, part in value.items()])
+    return value if value is None or kind is bool or kind is str else kind
 
 
 def _sizes(root: Any) -> frozenset[int]:
@@ -89,56 +225,3 @@ def _sizes(root: Any) -> frozenset[int]:
         root.__dict__["_sizes"] = frozenset(size for tensor in held for size in tensor.shape)
     sizes: frozenset[int] = root._sizes
     return sizes
-
-
-def _other_sizes(call: Any) -> set[int]:
-    return {size for _, t in tensors((call.args, call.kwargs)) for size in t.shape[1:]}
-
-
-def _scan(call: Any, total: int, sizes: frozenset[int]) -> Known:
-    apart: Apart | None = getattr(call, "apart", None)
-    left_out = apart.inputs if apart is not None else frozenset[str]()
-    of_prompts = {name: v for name, v in call.kwargs.items() if name not in left_out}
-    taken = sizes | _other_sizes(call)
-    rows = next(n for n in range(total + 1, total + len(taken) + 2) if n not in taken)
-    known: Known = {}
-    handles = [handle for m in call.module.modules() for handle in _noting(m, rows, known)]
-    try:
-        with fake_tensors(call.module), torch.no_grad():
-            args, kwargs = _with_rows((call.args, of_prompts), total, rows)
-            call.module(*args, **kwargs)
-    except Exception as error:
-        warnings.warn(
-            f"{type(call.module).__name__} cannot run on fake tensors ({error}), so tensors with "
-            f"{total} rows are taken to hold the batch's, though that size occurs elsewhere too.",
-            InsituWarning,
-            stacklevel=2,
-        )
-        known.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return known
-
-
-def _noting(module: nn.Module, rows: int, known: Known) -> Iterator[Any]:
-    def note(side: int, value: Any) -> None:
-        paths = {path for path, t in tensors(value) if t.dim() and t.shape[0] == rows}
-        known[module, side] = known.get((module, side), frozenset()) | paths
-
-    yield module.register_forward_pre_hook(
-        lambda _, args, kwargs: note(INPUT, (args, kwargs)), with_kwargs=True
-    )
-    yield module.register_forward_hook(lambda _, args, output: note(OUTPUT, output))
-
-
-def _with_rows(value: Any, total: int, rows: int) -> Any:
-    """The same arguments as fakes, the batch having another number of rows."""
-    if isinstance(value, torch.Tensor):
-        shape = (rows, *value.shape[1:]) if value.dim() and value.shape[0] == total else value.shape
-        return torch.empty(shape, dtype=value.dtype, device=value.device)
-    if isinstance(value, dict):
-        return {key: _with_rows(part, total, rows) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_with_rows(part, total, rows) for part in value)
-    return value

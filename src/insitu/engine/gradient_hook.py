@@ -10,7 +10,7 @@ only one that others hold too is copied.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from functools import partial
 from sys import getrefcount
 from typing import Any
 
@@ -33,41 +33,37 @@ def place(run: Any, tensor: Tensor) -> dict[int, Any]:
         hooks = tensor._backward_hooks = OrderedDict()
         if function is not None:
             function._register_hook_dict(tensor)
-    hooks[run.key] = _arrival(run, tensor)
+    hooks[run.key] = partial(_arrive, run, tensor)
     return hooks  # type: ignore[no-any-return]
 
 
-def _arrival(run: Any, tensor: Tensor) -> Callable[[Tensor | None], Tensor | None]:
+def _arrive(run: Any, tensor: Tensor, grad: Tensor | None) -> Tensor | None:
     """The hook on a tensor: stops the backward if the block waits for its gradient."""
+    if run.want is not tensor or getcurrent() is not run.worker:
+        run.keep(tensor, grad)
+        return None
+    if grad is None:
+        return None
+    run.want = None
+    run.at = tensor
     references, uses, storages = run.alone
-
-    def arrive(grad: Tensor | None) -> Tensor | None:
-        if run.want is not tensor or getcurrent() is not run.worker:
-            run.keep(tensor, grad)
-            return None
-        if grad is None:
-            return None
-        run.want = None
-        run.at = tensor
-        try:
-            alone = (
-                getrefcount(grad) <= references
-                and grad._use_count() <= uses  # type: ignore[attr-defined]
-                and _storage_uses(grad.untyped_storage()._cdata) <= storages
-            )
-        except (NotImplementedError, RuntimeError):  # a sparse tensor has no storage
-            alone = False
-        run.value = grad if alone else grad.clone()
-        if run.light:
-            run.backward_modes = _grad_mode()
-            _to_grad_mode(run.block_modes)
-        else:
-            run.backward_modes = swap(run.block_modes)
-        run.to_block()
-        value = run.value
-        return None if value is grad else value
-
-    return arrive
+    try:
+        alone = (
+            getrefcount(grad) <= references
+            and grad._use_count() <= uses  # type: ignore[attr-defined]
+            and _storage_uses(grad.untyped_storage()._cdata) <= storages
+        )
+    except (NotImplementedError, RuntimeError):  # a sparse tensor has no storage
+        alone = False
+    run.value = grad if alone else grad.clone()
+    if run.light:
+        run.backward_modes = _grad_mode()
+        _to_grad_mode(run.block_modes)
+    else:
+        run.backward_modes = swap(run.block_modes)
+    run.to_block()
+    value = run.value
+    return None if value is grad else value
 
 
 # Whose memory a gradient is ----------------------------------------------------------------------
@@ -96,22 +92,18 @@ def _learned() -> Counts:
         seen: list[Counts] = []
         leaf = torch.ones(2, device="cpu", requires_grad=True)
         middle = leaf.exp()
-        middle.register_hook(_probe(seen))  # type: ignore[no-untyped-call]
+        middle.register_hook(partial(_probe, seen, middle))  # type: ignore[no-untyped-call]
         torch.autograd.grad(middle.exp(), leaf, torch.ones(2, device="cpu"))
         return seen[0]
     finally:
         swap(modes)
 
 
-def _probe(seen: list[Counts]) -> Callable[[Tensor], None]:
-    """A hook that is called as `arrive` is."""
-
-    def arrive(grad: Tensor) -> None:
-        counts = (
-            getrefcount(grad),
-            grad._use_count(),  # type: ignore[attr-defined]
-            _storage_uses(grad.untyped_storage()._cdata),
-        )
-        seen.append(counts)
-
-    return arrive
+def _probe(seen: list[Counts], _: Tensor, grad: Tensor) -> None:
+    """A hook that is called as `_arrive` is."""
+    counts = (
+        getrefcount(grad),
+        grad._use_count(),  # type: ignore[attr-defined]
+        _storage_uses(grad.untyped_storage()._cdata),
+    )
+    seen.append(counts)

@@ -46,13 +46,10 @@ from insitu.engine.tracebacks import prune
 
 _property: Any = torch._C.TensorBase.grad
 _get_grad, _set_grad = _property.__get__, _property.__set__
+_ACCESS = type(_get_grad)
 
-_grad_mode = torch.is_grad_enabled
 _to_grad_mode = torch._C._set_grad_enabled
-_inference = torch.is_inference_mode_enabled
-_autocast = torch._C._is_any_autocast_enabled
 _functions = torch._C._len_torch_function_stack
-_dispatches = torch._C._len_torch_dispatch_stack
 
 _SUSPENDS = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 
@@ -60,37 +57,37 @@ _new_key = itertools.count(-1, -1).__next__  # torch's own hook handles count up
 Passed = tuple[Tensor, int]
 """A gradient, and its version when it had passed."""
 
-_NOTHING: dict[int, Any] = {}
-
 
 class Backward(TorchFunctionMode):
     """One backward and its block. It is the mode that sees the block's `.grad`."""
 
-    tensors: Any = None
-    inputs: Any = None
-    hooks: dict[int, tuple[Tensor, dict[int, Any], bool]] = _NOTHING
+    __slots__ = (
+        "alone", "arguments", "around", "at", "backward_modes", "before", "block", "block_modes",
+        "closed", "ended", "entered_at", "error", "frame", "hooks", "inputs", "inside", "key",
+        "light", "mounted", "passed", "plain", "slices", "started", "tensors", "thread",
+        "to_backward", "to_block", "unshared", "value", "want", "worker",
+    )  # fmt: skip
+
+    hooks: dict[int, tuple[Tensor, dict[int, Any], bool]]
     """The tensors it may stop at, the dicts their hooks are in, and whether it had begun before."""
-    passed: dict[int, Passed] = _NOTHING
-    alone = NEVER
-    frame: Any = None
-    entered_at = thread = key = 0
-    want: Tensor | None = None
-    at: Tensor | None = None
-    value: Any = None
-    slices: Slices | None = None
-    worker: Any = None
-    block: Any = None
-    to_block: Any = None
-    to_backward: Any = None
-    before: "Backward | None" = None
+    passed: dict[int, Passed]
+    want: Tensor | None
+    at: Tensor | None
+    slices: Slices | None
+    before: "Backward | None"
     """What was the innermost one of this context before."""
-    around: "Backward | None" = None
-    inside: "Backward | None" = None
+    around: "Backward | None"
+    inside: "Backward | None"
     """The backward begun last before this one in its thread, and after it, while they run."""
-    block_modes: Any = True
-    backward_modes: Any = True
-    plain = light = unshared = mounted = started = ended = closed = False
-    error: BaseException | None = None
+    error: BaseException | None
+    frame: Any
+    value: Any
+    worker: Any
+    block: Any
+    to_block: Any
+    to_backward: Any
+    block_modes: Any
+    backward_modes: Any
 
     def __init__(
         self,
@@ -103,8 +100,16 @@ class Backward(TorchFunctionMode):
         self.tensors = tensors
         self.arguments = (gradient, retain_graph, create_graph)
         self.inputs = inputs
+        self.alone = NEVER if create_graph else alone()
         self.hooks = {}
         self.passed = {}
+        self.frame = self.want = self.at = self.value = self.slices = self.error = None
+        self.before = self.around = self.inside = None
+        self.worker = self.block = self.to_block = self.to_backward = None
+        self.block_modes = self.backward_modes = True
+        self.mounted = self.started = self.ended = self.closed = False
+        self.unshared = self.plain = self.light = False
+        self.entered_at = self.thread = self.key = 0
 
     def __enter__(self) -> "Backward":
         if self.closed or self.frame is not None:
@@ -112,7 +117,6 @@ class Backward(TorchFunctionMode):
         self.frame = frame = sys._getframe(1)
         self.entered_at = frame.f_lasti
         self.unshared = not frame.f_code.co_flags & _SUSPENDS
-        self.alone = NEVER if self.arguments[2] else alone()
         try:
             if not self.unshared:
                 self.before = _innermost.get()
@@ -147,11 +151,12 @@ class Backward(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func == _get_grad and (self.unshared or _innermost.get() is self):
-            tensor = args[0]
-            return self.value if tensor is self.at else self._read(tensor)
-        if func == _set_grad and (self.unshared or _innermost.get() is self):
-            return self._write(*args)
+        if type(func) is _ACCESS and (self.unshared or _innermost.get() is self):
+            if func == _get_grad:
+                tensor = args[0]
+                return self.value if tensor is self.at else self._read(tensor)
+            if func == _set_grad:
+                return self._write(*args)
         return func(*args, **kwargs) if kwargs else func(*args)
 
     def _read(self, tensor: Tensor) -> Tensor:
@@ -230,13 +235,8 @@ class Backward(TorchFunctionMode):
         if here is not self.block:
             self.block = here
             self.to_block = here.switch
-        # The fast half of modes.swap, written out.
-        modes: Any = _grad_mode()
-        if self.plain and not (_inference() or _autocast() or _functions() or _dispatches()):
-            self.light = True
-        else:
-            self.light, modes = False, current()
-        self.block_modes = modes
+        self.block_modes = modes = current()
+        self.light = self.plain and type(modes) is bool
         try:
             if self.light:
                 _to_grad_mode(self.backward_modes)
@@ -326,7 +326,7 @@ class Backward(TorchFunctionMode):
         finally:
             torch._C._set_multithreading_enabled(threads)
         self.ended = True
-        if not self.light or _grad_mode() is not self.block_modes:
+        if not self.light or torch.is_grad_enabled() is not self.block_modes:
             swap(self.block_modes)
         return self.block
 
@@ -383,10 +383,10 @@ class Backward(TorchFunctionMode):
     def _clear(self) -> None:
         self.error = None
         self._settle()
-        still = {"mounted": True, "before": self.before} if self.mounted else {}  # in its thread
-        self.__dict__.clear()
-        self.__dict__.update(still)
-        self.started = self.ended = self.closed = True
+        self.tensors = self.inputs = self.frame = self.want = self.at = self.value = None
+        self.arguments, self.hooks, self.passed = (None, None, False), {}, {}
+        self.slices = self.inside = None
+        self.started = self.ended = True
 
 
 _innermost: contextvars.ContextVar[Backward | None] = contextvars.ContextVar(

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from insitu.engine import blame, brought, checkpoints, checks, met, misses
+from insitu.engine import blame, brought, calls, checkpoints, checks, met, misses
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.beside import Beside, Watcher
 from insitu.engine.compiled import out_of_graphs
@@ -59,12 +59,12 @@ class Pass(Arming):
 
     __slots__ = (
         "__weakref__", "args", "at_input", "at_output", "base_modes", "block", "block_modes",
-        "call", "calls_over", "cleared", "closed", "direct", "ended", "ends", "entered", "error",
-        "failure", "halts", "here", "kind", "kwargs", "lanes", "model_modes", "observation",
-        "order", "outer", "overrun", "prepare", "result", "root", "single", "skips", "started",
-        "step", "stepped", "stepping", "steps_over", "taps", "taps_before", "thread", "to_block",
-        "to_model", "told", "trail", "unbound", "value", "want_any", "want_input", "want_output",
-        "want_step", "watch", "whole", "worker", "writes",
+        "call", "calls_over", "cleared", "closed", "count", "direct", "ended", "ends", "entered",
+        "error", "failure", "halts", "here", "kind", "kwargs", "lanes", "model_modes",
+        "observation", "order", "outer", "overrun", "prepare", "result", "root", "single", "skips",
+        "started", "step", "stepped", "stepping", "steps_over", "taps", "taps_before", "thread",
+        "to_block", "to_model", "told", "trail", "unbound", "value", "want_any", "want_input",
+        "want_output", "want_step", "watch", "whole", "worker", "writes",
     )  # fmt: skip
 
     armed_around: nn.Module | None
@@ -78,6 +78,7 @@ class Pass(Arming):
     entered: tuple[CodeType, int] | None
     error: BaseException | None
     failure: BaseException | None
+    count: calls.Count | None
     halts: Callable[[Any, int], bool] | None
     """Where else a pass that goes from module to module stops: of a site, and its side."""
     worker: Greenlet | None
@@ -127,7 +128,7 @@ class Pass(Arming):
         self.error = self.failure = self.worker = self.block = self.outer = self.watch = None
         self.observation = self.at_output = self.at_input = self.want_output = None
         self.want_input = self.want_step = self.value = self.args = self.kwargs = None
-        self.result = self.writes = self.halts = None
+        self.result = self.writes = self.halts = self.count = None
 
     # The block's side ------------------------------------------------------------------------
 
@@ -167,6 +168,8 @@ class Pass(Arming):
 
     def _read_output_slowly(self, node: Node, module: nn.Module) -> Any:
         """The first read of a pass, and reads while someone watches or the block moves about."""
+        if self.count is not None and calls.asked(self, node, OUTPUT, noted=True):
+            return self.value
         if self.observation is not None and self.observation.has_left(module):
             checks.may_come(self, node, OUTPUT)
         self._run_to(module, OUTPUT)
@@ -183,7 +186,8 @@ class Pass(Arming):
     def read_inputs(self, node: Node, depth: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call's arguments; they stay readable while the pass stands at the module's output."""
         module = node._module
-        if module is self.at_input or module is self.at_output:
+        stands = module is self.at_input or module is self.at_output
+        if stands if self.count is None else calls.asked(self, node, INPUT):
             self.args, self.kwargs = brought.whole((self.args, self.kwargs))
             return self.args, self.kwargs
         if module not in self.inputs:
@@ -223,10 +227,6 @@ class Pass(Arming):
         frame = _getframe(2)
         self.skips[module] = ((node, INPUT, frame.f_code, frame.f_lasti), value)
 
-    def pass_over(self, calls: int) -> None:
-        """Let the next read be of a call beyond so many others."""
-        self.calls_over, self.direct = calls, False
-
     def _run_to(self, module: nn.Module, kind: int) -> None:
         """Run to a module's next call, or, in a loop that began later, to one beyond it."""
         over, self.calls_over = self.calls_over, 0
@@ -238,7 +238,7 @@ class Pass(Arming):
             self.resume()
             if self.ended:
                 return
-        self.direct = self.watch is None and self.observation is None
+        self.direct = self.watch is None and self.observation is None and self.count is None
 
     def to_call(self, node: Node, count: int) -> bool:
         """Run to the arguments of a module's next call but `count - 1`; False if there is none."""

@@ -24,6 +24,12 @@ from insitu.engine.lanes import Lanes
 from insitu.engine.running import active
 from insitu.errors import InputError, TraceError, UsageError
 
+_SPENT = "backward through the graph a second time"
+_ONE_GRAPH = (
+    "Insitu: the prompts of a trace are rows of one batch and share its graph. Give every backward "
+    "but the last retain_graph=True, or go backward once, outside the invokes, from their sum."
+)
+
 
 class Pending(Protocol):
     """The call of a trace that was given no input: its invokes bring it."""
@@ -135,7 +141,12 @@ class Invoke:
     def run(self, lane: Lane) -> None:
         """Run the body, waiting for names that earlier bodies assign."""
         self._names.wait = lane.wait_for_name
-        self._body.run(self._names)
+        try:
+            self._body.run(self._names)
+        except RuntimeError as error:
+            if lane.rows is not None and _SPENT in str(error):
+                error.add_note(_ONE_GRAPH)
+            raise
 
     def name_is_due(self, name: str) -> bool:
         """Whether a name that an earlier body is to assign has been assigned."""

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from sys import _getframe
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from insitu.engine import blame, brought, checks, met, misses
+from insitu.engine import blame, brought, calls, checks, met, misses
 from insitu.engine.arming import Node
-from insitu.engine.batch import Rows, put, take
+from insitu.engine.batch import Rows, begins_a_graph, put, take
 from insitu.engine.batch_dims import BatchDims
 from insitu.engine.interleave import Pass
 from insitu.engine.modes import Modes, swap
@@ -70,9 +69,9 @@ class Lane:
     """One captured body and where it stands."""
 
     __slots__ = (
-        "args", "at_input", "at_output", "back", "body", "calls_over", "closed", "ended", "error",
-        "index", "kwargs", "lanes", "modes", "muted", "outer", "overrun", "root", "rows", "run",
-        "served", "sliced", "told", "trail", "value", "waits", "worker", "writes",
+        "args", "at_input", "at_output", "back", "body", "calls_over", "closed", "count", "ended",
+        "error", "index", "kwargs", "lanes", "modes", "muted", "outer", "overrun", "root", "rows",
+        "run", "served", "sliced", "told", "trail", "value", "waits", "worker", "writes",
     )  # fmt: skip
 
     def __init__(self, lanes: Table, body: Body, index: int, rows: Rows | None) -> None:
@@ -97,6 +96,7 @@ class Lane:
         self.writes: deque[blame.Write] | None = None
         self.error: BaseException | None = None
         self.calls_over = 0
+        self.count: calls.Count | None = None
         self.served: object = None
         self.closed = self.ended = self.muted = self.overrun = self.sliced = False
 
@@ -139,6 +139,8 @@ class Lane:
 
     def read_output(self, node: Node, key: Any, depth: int = 2) -> Any:
         """Wait for what a module returns: these rows of it."""
+        if self.count is not None and calls.asked(self, node, OUTPUT):
+            return self.value
         if key not in self.run.inputs:
             key = self._arm(node)
         self._ask(node, key, OUTPUT, depth)
@@ -149,7 +151,8 @@ class Lane:
     def read_inputs(self, node: Node, depth: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Wait for a call's arguments; they stay readable at the module's output."""
         key = node._module
-        if key is not self.at_input and key is not self.at_output:
+        stands = key is self.at_input or key is self.at_output
+        if not (stands if self.count is None else calls.asked(self, node, INPUT)):
             if key not in self.run.inputs:
                 key = self._arm(node)
             self._ask(node, key, INPUT, depth)
@@ -175,6 +178,7 @@ class Lane:
         if passed and self.lanes.is_gone(node, INPUT):
             raise misses.skipped_too_late(node)
         value = checks.fitting_skip(value, node, self.run.order)
+        self._find_out(key)
         frame = _getframe(2)
         read = (node, INPUT, frame.f_code, frame.f_lasti)
         self.lanes.skips.setdefault(key, []).append((read, self, value))
@@ -201,7 +205,7 @@ class Lane:
             return result
         if (result_of := getattr(self.run.call, "result_of", None)) is not None:
             return result_of(result, self.rows)
-        return self._mine(result, self.run.whole, OUTPUT)
+        return self._mine(result, None if self.kind == "generate" else self.run.whole, OUTPUT)
 
     def tap(self, node: Node, callback: Callable[..., None]) -> None:
         """Have a callback told of every call of a module, with these rows of it."""
@@ -225,6 +229,11 @@ class Lane:
             return value
         return take(value, self.rows, self.lanes.dims().at(key, kind))
 
+    def _find_out(self, key: Any) -> None:
+        """Know where an operation that has just been armed holds rows, before it runs."""
+        if self.rows is not None and not isinstance(key, nn.Module) and self.run.sites:
+            self.lanes.dims().learn(self.run.sites)
+
     def wait_for_name(self, name: str) -> None:
         """Wait until an earlier body has assigned a name, or can no longer do so."""
         if not self.lanes.over:
@@ -243,6 +252,7 @@ class Lane:
     def _ask(self, node: Node, key: Any, kind: int, depth: int) -> None:
         frame = _getframe(depth + 1)
         self.trail.append((node, kind, frame.f_code, frame.f_lasti))
+        self._find_out(key)
         lanes = self.lanes
         if lanes.over:
             self.at_output = self.at_input = None
@@ -254,13 +264,10 @@ class Lane:
             self._wait(kind, key)
         self._wait(kind, key)
 
-    def pass_over(self, calls: int) -> None:
-        """Let the next read be of a call beyond so many others."""
-        self.calls_over = calls
-
     def to_call(self, node: Node, count: int) -> bool:
         """Wait for the arguments of a module's next call but `count - 1`; False without one."""
         key = node._module if node._module in self.run.inputs else self._arm(node)
+        self._find_out(key)
         for _ in range(count):
             if self.lanes.over:
                 return False
@@ -289,7 +296,7 @@ class Lane:
         is_batch = dims.at(key, OUTPUT)
         given = take(output, rows, is_batch)
         value = self._left_at_output(key, args, kwargs, given, modes)
-        if value is given and not dims.in_pieces and not _begins_a_graph(given, output):
+        if value is given and not dims.in_pieces and not begins_a_graph(given, output):
             return output
         return put(output, value, rows, is_batch, (), given)
 
@@ -384,13 +391,3 @@ class Lane:
                 self._retire()
         self.ended = True
         self.error = None
-
-
-def _begins_a_graph(given: Any, output: Any) -> bool:
-    """Whether a body has asked for gradients of its rows, where the whole has none."""
-    return (
-        given is not output
-        and isinstance(given, torch.Tensor)
-        and given.requires_grad
-        and not output.requires_grad
-    )

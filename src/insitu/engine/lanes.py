@@ -56,8 +56,9 @@ class Lanes:
     def dims(self) -> BatchDims:
         """Which tensors hold the batch."""
         if self._dims is None:
-            total = next(lane.rows.total for lane in self.all if lane.rows is not None)
-            self._dims = BatchDims(self.run.root, self.run.call, total)
+            prompts = [lane.rows for lane in self.all if lane.rows is not None]
+            run = self.run
+            self._dims = BatchDims(run.root, run.call, prompts[0].total, prompts, run.sites)
         return self._dims
 
     def note(self, lane: Lane, kind: int, what: Any) -> None:
@@ -162,6 +163,8 @@ class Lanes:
                 self._go(lane, current())
         if self.skips:
             raise misses.skip_never_used(next(iter(self.skips.values()))[0][0])
+        if self._dims is not None:
+            self._dims.tell()
 
     def close(self) -> None:
         """End all bodies where they stand."""

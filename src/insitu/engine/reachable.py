@@ -31,18 +31,51 @@ Span = tuple[int | None, int | None, int | None, int | None]
 
 
 def may_come_again(
-    node: Node, kind: int, standing: tuple[int, Any], frame: FrameType | None
+    node: Node,
+    kind: int,
+    standing: tuple[int, Any],
+    frame: FrameType | None,
+    *,
+    onward: bool = False,
 ) -> bool:
-    """Whether the parked model may come to one of a module's sites from the site it stands at."""
+    """Whether the parked model may come to one of a module's sites from the site it stands at.
+
+    Args:
+        node: the module asked for.
+        kind: its output or its input.
+        standing: the side, and the module or operation, the pass stands at.
+        frame: the innermost frame of the parked model.
+        onward: leave out what is only reached by going round a loop once more.
+    """
     module, (side, at) = node._module, standing
     if side == INPUT and isinstance(at, nn.Module) and module in set(at.modules()) - {at}:
         return True  # its forward has not begun
     if kind == OUTPUT and module is not at and any(self_of(it) is module for it in frames(frame)):
         return True  # a call of it is under way
-    return may_still_run(node, at, frame)
+    return may_still_run(node, at, frame, onward=onward)
 
 
-def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
+def only_next_round(
+    node: Node, kind: int, standing: tuple[int, Any], frame: FrameType | None
+) -> bool:
+    """Whether a module comes for certain only when a loop goes round once more.
+
+    Certain is what a forward calls by a name of its own, beside that of the module it is parked in.
+    """
+    if may_come_again(node, kind, standing, frame, onward=True):
+        return False
+    for parked in frames(frame):
+        around = self_of(parked)
+        if isinstance(around, nn.Module) and parked.f_code.co_filename != _TORCHS:
+            mine, its = (set(_leading_to(it, around)) for it in (node._module, standing[1]))
+            if mine and its and not mine & its:
+                return not mine.isdisjoint(parked.f_code.co_names)
+    return False
+
+
+def may_still_run(
+    node: Node, standing: Any, frame: FrameType | None, *, onward: bool = False
+) -> bool:
     """Whether the parked model may call a module after the one it stands at.
 
     Every forward that is under way is asked: it may call the module by any of its names, or walk
@@ -53,6 +86,7 @@ def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
         node: the module asked for.
         standing: the module, or the operation, the pass stands at.
         frame: the innermost frame of the parked model.
+        onward: as for `may_come_again`.
     """
     module = node._module
     done = standing if isinstance(standing, nn.Module) else None  # its own forward is over
@@ -62,12 +96,12 @@ def may_still_run(node: Node, standing: Any, frame: FrameType | None) -> bool:
         around = self_of(parked)
         if around is done or not isinstance(getattr(around, "_modules", None), dict):
             continue
-        if any(_comes_to(parked, name, around) for name in _leading_to(module, around)):
+        if any(_comes_to(parked, name, around, onward) for name in _leading_to(module, around)):
             return True
         if not isinstance(around, nn.Module):
             continue
         if _way(parked.f_code, parked.f_lasti).loops and (
-            _comes_after(module, done, around) or _is_held(module, parked, around)
+            (not onward and _comes_after(module, done, around)) or _is_held(module, parked, around)
         ):
             return True
     return False
@@ -108,9 +142,9 @@ def self_of(frame: FrameType) -> Any:
     return frame.f_locals.get(names[0]) if frame.f_code.co_argcount and names else None
 
 
-def _comes_to(frame: FrameType, name: str, module: Any) -> bool:
+def _comes_to(frame: FrameType, name: str, module: Any, onward: bool) -> bool:
     """Whether a name, or a method that uses it, lies on a way from the frame's instruction."""
-    for loaded in _way(frame.f_code, frame.f_lasti).names:
+    for loaded in _way(frame.f_code, frame.f_lasti, onward).names:
         if loaded == name or _uses(getattr(type(module), loaded, None), name, module, 0):
             return True
     return False
@@ -142,16 +176,22 @@ class _Way:
 
 
 @functools.lru_cache(maxsize=1024)
-def _way(code: CodeType, at: int) -> _Way:
-    ahead = list(_ahead(code, at))
+def _way(code: CodeType, at: int, onward: bool = False) -> _Way:
+    ahead = list(_ahead(code, at, onward))
     names = {str(step.argval) for step in ahead if step.opname in _LOADS}
     loops = any(step.offset == at for step in ahead)
     stored = frozenset(str(step.argval) for step in ahead if step.opname.startswith("STORE_FAST"))
     return _Way(frozenset(names | _names_waiting(code, at)), stored, loops)
 
 
-def _ahead(code: CodeType, at: int) -> Iterator[dis.Instruction]:
-    """The instructions on any way from one on; itself only if a way leads back to it."""
+def _ahead(code: CodeType, at: int, onward: bool) -> Iterator[dis.Instruction]:
+    """The instructions on any way from one on; itself only if a way leads back to it.
+
+    Args:
+        code: a function's.
+        at: the instruction's offset.
+        onward: take no way that leads back.
+    """
     listing = dis.Bytecode(code)
     instructions = {i.offset: i for i in listing}
     following = dict(itertools.pairwise(sorted(instructions)))
@@ -168,7 +208,10 @@ def _ahead(code: CodeType, at: int) -> Iterator[dis.Instruction]:
         yield step
         pending += [e.target for e in handlers if e.start <= offset < e.end]
         if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
-            pending.append(step.argval)
+            back = onward and step.argval <= offset
+            target = instructions[step.argval]
+            if not back or target.opname == "FOR_ITER":  # there a loop may also be over
+                pending.append(target.argval if back else step.argval)
         if step.opname not in _ENDS and not _always_jumps(step.opname) and offset in following:
             pending.append(following[offset])
 

@@ -55,3 +55,13 @@ def around_here() -> list[Any]:
 def anything_runs() -> bool:
     """Whether the caller is inside a trace or has a pass held open."""
     return active.get() is not None or any(r.thread == get_ident() for r in opened)
+
+
+def is_inside(root: Any) -> bool:
+    """Whether the caller is in the block of a trace of this very wrapper, or in an edit of it."""
+    run = active.get()
+    while run is not None:
+        if not run.closed and (run.root is root or run.arming.root is root):
+            return True
+        run = run.outer
+    return False

@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from insitu.engine import misses
-from insitu.engine.calls import by_calls
+from insitu.engine.calls import take_steps, walk
 from insitu.engine.capture.bodies import Names, Skip, find_body, find_rest
 from insitu.engine.capture.usage import returns_to
 from insitu.engine.interleave import Pass
@@ -43,14 +43,7 @@ class Walk:
         self._numbers = numbers
 
     def __iter__(self) -> Iterator[int]:
-        run = self._run
-        if not run.stepping:
-            yield from by_calls(run, self._numbers)
-            return
-        for number in self._numbers:
-            if not run.advance(number):
-                return
-            yield number
+        return walk(self._run, self._numbers)
 
     def __enter__(self) -> "Walk":
         frame = sys._getframe(1)
@@ -137,6 +130,7 @@ def next_call(node: Any, run: Any) -> Any:
     Raises:
         StepError: it is not called again.
     """
+    take_steps(run)
     if run.stepping:
         advance(run)
     elif not run.to_call(node, 1):
@@ -153,6 +147,7 @@ def advance(run: Any) -> int:
     if not run.stepping and run.trail:
         next_call(run.trail[-1][0], run)
         return 1
+    take_steps(run)
     step: int = max(run.step, 0) + 1
     if not run.advance(step):
         raise misses.no_such_step(run, step)

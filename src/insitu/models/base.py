@@ -24,7 +24,7 @@ from insitu.engine.held import Run
 from insitu.engine.interleave import Pass
 from insitu.engine.onlookers import Onlookers
 from insitu.engine.order import Order
-from insitu.engine.running import anything_runs, find
+from insitu.engine.running import find, is_inside
 from insitu.engine.scan import Scan
 from insitu.engine.steps import Steps, Walk, all_steps
 from insitu.engine.trace import Tracer, is_entered
@@ -231,7 +231,8 @@ class NNsight(WrappedModule):
         return Session()
 
     def edit(self, *, inplace: bool = False) -> Editor:
-        """Change the model for all later passes: the block runs in each of them, in every step.
+        """Change the model for all later passes: the block runs in each of them, in every step
+        and at each call of the module that it reads first; with a loop over steps, in those alone.
 
             with model.edit() as edited:
                 model.layer1.output[:] = 0
@@ -296,8 +297,8 @@ class NNsight(WrappedModule):
         return twin
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model, with its edits; inside a block, the module alone."""
-        if self._edits and not anything_runs():
+        """Call the model, with its edits; inside a block of its own, the module alone."""
+        if self._edits and not is_inside(self):
             with self.trace(*args, **kwargs) as tracer:
                 return tracer.result
         return self._module(*args, **kwargs)

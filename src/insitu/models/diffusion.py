@@ -19,7 +19,7 @@ from torch import nn
 from insitu.engine import paths, validate
 from insitu.engine.fakes import on_fakes
 from insitu.engine.held import Run
-from insitu.engine.running import anything_runs
+from insitu.engine.running import is_inside
 from insitu.engine.scan import Scan
 from insitu.engine.trace import Tracer, is_entered
 from insitu.engine.wrapped import WrappedModule
@@ -200,7 +200,7 @@ class DiffusionModel(NNsight):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the whole pipeline, with this wrapper's edits: `model("a red circle").images`."""
-        if anything_runs():
+        if is_inside(self):
             return self._module(*args, **kwargs)
         return self.generate(*args, trace=False, **kwargs)
 

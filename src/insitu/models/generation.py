@@ -15,10 +15,13 @@ from torch import nn
 from insitu.engine.batch_dims import Apart
 from insitu.engine.interleave import Pass
 from insitu.errors import InsituWarning, UsageError
+from insitu.models.padding import IDS
 
 _TO_CALLER = 5  # frames from the warning up to the line that generates
 _OF_TOKENS = ("token_id", "_version", "from_model_config", "cache", "_commit")
 """Parts of names in a generation config that do not change which tokens are chosen."""
+_OF_FORWARD = ("output_attentions", "output_hidden_states", "use_cache")
+"""Settings of a generation that it gives to each forward."""
 _NEUTRAL: tuple[Any, ...] = (None, 0, 1, (), [])
 """Values that do nothing, whatever the setting."""
 
@@ -60,11 +63,36 @@ class Generation:
         self.settings = settings
         self.grad = bool(inputs.pop("grad", False) or settings.pop("grad", False))
 
+    @property
+    def expansions(self) -> tuple[int, ...]:
+        """How many rows a prompt's may become, one below the other: for beams, and in what is
+        returned.
+        """
+        returned = self._count("num_return_sequences")
+        return max(self._count("num_beams"), returned), returned
+
+    def _count(self, name: str) -> int:
+        given = self.settings.get("generation_config")
+        configs = (given, self.module.generation_config)
+        counts = [self.settings.get(name), *(getattr(config, name, None) for config in configs)]
+        return next((int(count) for count in counts if count is not None), 1)
+
+    def one_forward(self) -> dict[str, Any]:
+        """What one of its forwards is called with, but for what earlier steps have left."""
+        settings = {name: self.settings[name] for name in _OF_FORWARD if name in self.settings}
+        given = {**self.kwargs, **settings}
+        ids = next((given[name] for name in IDS if given.get(name) is not None), None)
+        needs = getattr(self.module.config, "is_encoder_decoder", False)
+        if needs and ids is not None and "decoder_input_ids" not in given:
+            given["decoder_input_ids"] = ids.new_zeros((len(ids), 1), dtype=torch.long)
+        return given
+
     def __call__(self, run: Pass) -> Any:
         """Generate, and tell the pass when the last step is over."""
         settings = {**self.kwargs, **self.settings}
-        beams = settings.get("num_beams") or self.module.generation_config.num_beams or 1
-        if beams == 1 and "streamer" not in settings:  # transformers streams no beam search
+        if (
+            self._count("num_beams") == 1 and "streamer" not in settings
+        ):  # transformers streams no beam search
             settings["streamer"] = _Stream(self.generator.streamer)
         ids = self._generate_with_grad(settings) if self.grad else self.module.generate(**settings)
         run.end_steps()

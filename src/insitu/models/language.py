@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from insitu.engine import attributes, validate
 from insitu.engine.batch import Rows
 from insitu.engine.held import Run
-from insitu.engine.running import anything_runs, around_here
+from insitu.engine.running import around_here, is_inside
 from insitu.engine.scan import Scan
 from insitu.engine.trace import Tracer, is_entered
 from insitu.engine.wrapped import WrappedModule
@@ -240,15 +240,17 @@ class LanguageModel(TakesAdapters, NNsight):
         return Run(self, call, "generate" if steps else "trace", steps)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model on a prompt, with its edits; inside a block, the module alone.
+        """Call the model on a prompt, with its edits; inside a block of its own, without them.
 
         logits = model("The Eiffel Tower is in the city of").logits
         """
-        if anything_runs():
+        inside = is_inside(self)
+        if inside and (not args or isinstance(args[0], Tensor)):
             return self._module(*args, **kwargs)
-        self.dispatch()
-        if self._edits:
-            return super().__call__(*args, **kwargs)
+        if not inside:
+            self.dispatch()
+            if self._edits:
+                return super().__call__(*args, **kwargs)
         call = self._request("__call__", args, kwargs, self._forward_of)
         call = call.alone() if call.pending else call
         return self._module(*call.args, **call.kwargs)
@@ -289,7 +291,7 @@ class LanguageModel(TakesAdapters, NNsight):
     ) -> Given:
         """What was given, by what it is for; refuses what the forward would ignore."""
         given = inputs.told_apart(method, args, kwargs, self._WORDS, generates=generates)
-        if not generates:
+        if given.settings and not generates:
             words.require_known(method, given.settings, self._transformer, self._kind, self._WORDS)
         return given
 

@@ -60,7 +60,11 @@ class PromptsToCome:
             said.update(given.settings)
             batches.append({**self._given.inputs, **self._model._inputs("invoke", given)})
         inputs, rows = self._model._joined(batches)
-        return self._make(inputs, {**settings, **said}), rows
+        call = self._make(inputs, {**settings, **said})
+        times = max(getattr(call, "expansions", (1,)))
+        if times > 1 and len(rows) > 1 and call.apart is not None:
+            raise _repeated_images(times)
+        return call, rows
 
     def alone(self) -> Any:
         """A language model needs a prompt."""
@@ -69,6 +73,15 @@ class PromptsToCome:
 
 def _same(one: Any, other: Any) -> bool:
     return one is other or bool(one == other)
+
+
+def _repeated_images(times: int) -> InputError:
+    return InputError(
+        f"a generation from several prompts with images was to have {times} rows for each.",
+        "num_beams and num_return_sequences repeat the rows of prompts, and each family of models "
+        "repeats images in its own way: which is whose would not be known.",
+        "generate from one prompt at a time, or leave those settings out.",
+    )
 
 
 def _unlike(number: int, name: str, one: Any, other: Any) -> InputError:

@@ -153,7 +153,9 @@ class _Collector:
         for name in _FIELDS.get(kind) or _fields(kind):
             value = getattr(node, name)
             for part in value if type(value) is list else (value,):
-                if isinstance(part, _INNER) and self._expression(part, statement, body):
+                if type(part) in _SILENT or not isinstance(part, _INNER):
+                    continue
+                if self._expression(part, statement, body):
                     may_stop = True
         return may_stop
 
@@ -198,25 +200,22 @@ def _parts(statement: ast.stmt) -> Iterator[ast.expr]:
     for name in statement._fields:
         value = None if name in _NOT_ITS_OWN else getattr(statement, name)
         for part in value if isinstance(value, list) else (value,):
-            if isinstance(part, ast.withitem):
+            if isinstance(part, ast.expr):
+                yield part
+            elif isinstance(part, ast.withitem):
                 yield part.context_expr
             elif isinstance(part, ast.match_case) and part.guard is not None:
                 yield part.guard
             elif isinstance(part, ast.ExceptHandler) and part.type is not None:
                 yield part.type
-            elif isinstance(part, ast.expr):
-                yield part
 
 
 def _bodies(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
-    for name in ("body", "orelse", "handlers", "cases", "finalbody"):
-        value = getattr(statement, name, None)
-        if not isinstance(value, list):
-            continue
-        if name in ("handlers", "cases"):
-            yield from (part.body for part in value)
-        else:
-            yield value
+    for name in statement._fields:
+        if name in ("body", "orelse", "finalbody"):
+            yield getattr(statement, name)
+        elif name in ("handlers", "cases"):
+            yield from (part.body for part in getattr(statement, name))
 
 
 def _given(call: ast.Call) -> Iterator[ast.expr]:

@@ -30,6 +30,7 @@ _NOTHING = {
     dis.opmap[name] for name in ("CACHE", "NOP", "PUSH_NULL", "PRECALL") if name in dis.opmap
 }
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
+_EXTENDED = dis.EXTENDED_ARG
 _METHOD, _ATTRIBUTE = dis.opmap.get("LOAD_METHOD"), dis.opmap["LOAD_ATTR"]
 _HALVED = {dis.opmap["LOAD_GLOBAL"], *([_ATTRIBUTE] if sys.version_info >= (3, 12) else [])}
 """Instructions whose argument has a bit of the calling convention below the name's index."""
@@ -175,7 +176,7 @@ def _margin(line: str) -> int:
 
 
 def _last_line(code: CodeType) -> int:
-    own = max((end for _, end, _, _ in code.co_positions() if end is not None), default=0)
+    own = max((line for _, _, line in code.co_lines() if line is not None), default=0)
     return max(own, *(_last_line(c) for c in code.co_consts if isinstance(c, CodeType)), 0)
 
 
@@ -249,11 +250,11 @@ def _same(one: CodeType, other: CodeType) -> bool:
 def _instructions(code: CodeType) -> list[tuple[int, int]]:
     """Instructions but for how methods are called: that hangs on a file's imports, unseen here."""
     found, extended, raw = [], 0, code.co_code
-    for at in range(0, len(raw), 2):
-        instruction, argument = raw[at], raw[at + 1] | extended
+    for instruction, low in zip(raw[::2], raw[1::2], strict=True):
         if instruction in _NOTHING:
             continue
-        if instruction == dis.EXTENDED_ARG:
+        argument = low | extended
+        if instruction == _EXTENDED:
             extended = argument << 8
             continue
         extended = 0
