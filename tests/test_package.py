@@ -115,3 +115,8 @@ def test_a_wheel_carries_every_bundle_and_every_model_that_ships(tmp_path):
         assert f"insitu/widgets/bundles/{front_end.stem}.js" in names
     for weights in (root / "src").rglob("*.safetensors"):
         assert str(weights.relative_to(root / "src")) in names
+
+
+def test_save_is_insitus_own_though_another_library_gives_every_object_one():
+    done = python("import insitu; assert 'save' in vars(insitu)")
+    assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ print(model.tokenizer.decode(logits[0, -1].argmax()))
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from insitu.engine import opening
 from insitu.errors import (
@@ -63,7 +63,6 @@ if TYPE_CHECKING:  # at run time they are imported when they are first named: se
     from insitu.engine.cache.activations import ActivationCache, load_cache
     from insitu.engine.held import Run
     from insitu.engine.local import local
-    from insitu.engine.save import save
     from insitu.engine.trace import Tracer
     from insitu.engine.values import force
     from insitu.engine.views import View
@@ -147,12 +146,12 @@ _LATER = {  # imported when first named: all that needs torch, which a server's 
     "load_cache": "insitu.engine.cache.activations",
     "local": "insitu.engine.local",
     "register": "insitu.remote.wire.origins",
-    "save": "insitu.engine.save",
     "selection": "insitu.widgets.selection",
     "show": "insitu.widgets.opening",
     "status": "insitu.remote.client.info",
     "whoami": "insitu.remote.client.info",
 }
+_T = TypeVar("_T")
 _PARTS = ("methods", "ndif", "widgets")
 _EXTENSION = ("load_ipython_extension", "unload_ipython_extension")
 
@@ -163,6 +162,20 @@ opening.register(
 )
 
 elsewhere.register("insitu.remote.client.tracer:begin")
+
+
+def save(value: _T) -> _T:
+    """Mark a value to come back from the block, and return it.
+
+        with model.trace(x):
+            h = insitu.save(model.layer1.output)
+
+    Raises:
+        NoTraceError: no trace is running.
+    """
+    # Here from the start, unlike the rest: nnsight gives every object a `save`, modules too.
+    saved: _T = importlib.import_module("insitu.engine.save").save(value)
+    return saved
 
 
 def __getattr__(name: str) -> Any:
