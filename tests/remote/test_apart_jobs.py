@@ -249,6 +249,7 @@ model.transformer.h[0].mlp._module(h)
     assert jobs.job(TRACE).result == right
 
 
+@pytest.mark.slow
 def test_a_model_that_dies_is_opened_again(jobs, right):
     forks, computes = processes(jobs)
     os.kill(computes, signal.SIGKILL)
@@ -281,6 +282,7 @@ def test_a_job_whose_model_dies_is_lost_and_says_so(jobs):
     assert "process of the model" in ran.text
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_pool_that_has_stopped(tmp_path):
     with running(tmp_path, trust="self", apart=True) as runs:
         assert runs.job(TRACE).phase == "COMPLETED"
@@ -291,6 +293,7 @@ def test_nothing_is_left_of_a_pool_that_has_stopped(tmp_path):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in both)
 
 
+@pytest.mark.slow
 def test_a_public_job_runs_beside_its_model(tmp_path, right):
     if not FOUND.namespaces:
         pytest.skip("needs namespaces")

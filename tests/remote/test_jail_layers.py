@@ -152,6 +152,7 @@ def test_the_namespaces_alone_have_no_network_and_no_other_process():
     assert after == [False, ["lo"], 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FOUND.namespaces, reason="needs namespaces")
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_public_job_is_in_the_namespaces_of_its_model_process(tmp_path, apart):

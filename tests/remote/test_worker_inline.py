@@ -48,6 +48,7 @@ def processes_in(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "trust"), [("inline", "self"), ("apart", "self"), ("forks", "team")]
 )
