@@ -33,6 +33,7 @@ from insitu.errors import (
     UsageError,
 )
 from insitu.remote.client import keys, refusals, words
+from insitu.remote.loopback import is_loopback
 from insitu.remote.protocol import VERSION
 from insitu.settings import CONFIG, KEY_VARIABLE
 
@@ -369,4 +370,4 @@ def _address(url: str) -> tuple[str, bool]:
             "a key in an address ends up in logs.",
             f"leave it out; give the key to CONFIG.set_default_api_key(), or set {KEY_VARIABLE}.",
         )
-    return url.rstrip("/"), keys.is_near(host)
+    return url.rstrip("/"), is_loopback(host)

@@ -7,11 +7,11 @@ It is for the server in CONFIG.API.HOST; while none is set there, for servers on
 `remote=URL` in a program from elsewhere would else send it to whomever that program names.
 """
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from insitu.errors import ServerRefusedError
 from insitu.remote.client import words
+from insitu.remote.loopback import is_loopback
 from insitu.settings import CONFIG
 
 _PORTS = {"http": 80, "https": 443}
@@ -22,7 +22,7 @@ def key_for(url: str) -> str | None:
     key, home, there = CONFIG.api_key, CONFIG.API.HOST, _place(url)
     if key is None or there is None:
         return None
-    is_its = is_near(there[1]) if not home else _place(home) == there
+    is_its = is_loopback(there[1]) if not home else _place(home) == there
     return key if is_its else None
 
 
@@ -48,14 +48,6 @@ def explained(error: ServerRefusedError, url: str) -> ServerRefusedError:
     return told
 
 
-def is_near(host: str) -> bool:
-    """Whether a host is this very machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _place(url: str) -> tuple[str, str, int | None, str] | None:
     """What tells servers apart: scheme, host, port and path; loopback has many names."""
     try:
@@ -66,4 +58,4 @@ def _place(url: str) -> tuple[str, str, int | None, str] | None:
     if not host:
         return None
     port = _PORTS.get(parts.scheme) if port is None else port
-    return parts.scheme, "localhost" if is_near(host) else host, port, parts.path.rstrip("/")
+    return parts.scheme, "localhost" if is_loopback(host) else host, port, parts.path.rstrip("/")

@@ -5,12 +5,12 @@ caller = door.caller(request, "run")
 """
 
 import hmac
-import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
+from insitu.remote.loopback import is_loopback
 from insitu.remote.protocol import VERSION
 from insitu.remote.server.keys import Caller, Keys, digest
 from insitu.remote.server.refusal import Refusal
@@ -90,14 +90,6 @@ class Door:
                 f"Ask http://127.0.0.1 with X-Protocol: {VERSION}, or start the server with a key.",
             )
         return SELF
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or name is this machine's own, which nobody else can reach."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _check_version(request: Request, asked_for: bool) -> None:

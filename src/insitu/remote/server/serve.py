@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from insitu.errors import MissingPackageError, ServerError, UsageError
+from insitu.remote.loopback import is_loopback
 from insitu.remote.protocol import Limits, Workers
 from insitu.remote.server import patience, private
 from insitu.remote.server.app import application
-from insitu.remote.server.callers import Door, is_loopback
+from insitu.remote.server.callers import Door
 from insitu.remote.server.files import Folder
 from insitu.remote.server.keys import Keys, digest
 from insitu.remote.server.logs import to_stderr
