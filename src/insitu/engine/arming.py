@@ -261,7 +261,7 @@ class Arming:
         if module not in self.hooked:
             self.hook_key = self.hook_key or _new_key()
             self.hooked[module] = None
-            only_recorders = all(map(_is_recorder, module._forward_hooks.values()))
+            only_recorders = all(map(is_recorder, module._forward_hooks.values()))
             module._forward_hooks_with_kwargs[self.hook_key] = True
             module._forward_hooks[self.hook_key] = self.after_hooks
             if only_recorders:  # they are to see what the block leaves
@@ -289,7 +289,7 @@ def _unless_its_own(module: nn.Module, forward: Forward) -> Forward | None:
     return None if is_class_own else forward
 
 
-def _is_recorder(hook: Any) -> bool:
+def is_recorder(hook: Any) -> bool:
     """Whether a hook only notes hidden states down, for transformers to return or to go on with.
 
     LLaVA takes its image features from there (transformers 5.19).

@@ -114,14 +114,6 @@ def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
             yield from tensors(part, (*path, key))
 
 
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same value with everything in it that holds nothing else changed."""
-    parts = _parts(value)
-    if not parts:
-        return change(value)
-    return _rebuilt(value, {key: mapped(part, change) for key, part in parts})
-
-
 def take(value: Any, rows: Rows, is_batch: IsBatch, path: Path = ()) -> Any:
     """The same value with only these rows, in every tensor that has the batch's."""
     if isinstance(value, torch.Tensor):

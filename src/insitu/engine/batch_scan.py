@@ -19,14 +19,15 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
-from insitu.engine.batch import Path, mapped, tensors
+from insitu.engine.arming import is_recorder
+from insitu.engine.batch import Path, tensors
+from insitu.engine.cache.values import mapped
 from insitu.engine.fakes import fake_tensors
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.switch import getcurrent
 
 _SMALLEST = 37
 """Fewer rows than these are sizes that occur in code: of layers, heads, positions."""
-_RECORDERS = "transformers.utils.output_capturing"
 _ATOMS = (
     str, bytes, numbers.Number, enum.Enum, type(None), nn.Module,
     torch.dtype, torch.device, torch.Generator,
@@ -139,7 +140,7 @@ class _Notes:
             for name in names:
                 hooks = getattr(part, name)
                 for key, own in tuple(hooks.items()):
-                    if getattr(own, "__module__", None) != _RECORDERS:
+                    if not is_recorder(own):
                         hooks[key] = _Hook(self, None, own)
         for part in self._module.modules():
             part.register_forward_pre_hook(_Hook(self, INPUT, None), with_kwargs=True)
