@@ -146,6 +146,7 @@ _LATER = {  # imported when first named: all that needs torch, which a server's 
     "load_cache": "insitu.engine.cache.activations",
     "local": "insitu.engine.local",
     "register": "insitu.remote.wire.origins",
+    "save": "insitu.engine.save",
     "selection": "insitu.widgets.selection",
     "show": "insitu.widgets.opening",
     "status": "insitu.remote.client.info",
@@ -173,8 +174,9 @@ def save(value: _T) -> _T:
     Raises:
         NoTraceError: no trace is running.
     """
-    # Here from the start, unlike the rest: nnsight gives every object a `save`, modules too.
-    saved: _T = importlib.import_module("insitu.engine.save").save(value)
+    # Here from the start, unlike the rest: nnsight gives every object a `save`, modules too. The
+    # first call puts the function itself into this one's place.
+    saved: _T = __getattr__("save")(value)
     return saved
 
 
