@@ -91,7 +91,7 @@ def show(thing: Any, **settings: Any) -> Widget:
 
 
 def _opener(thing: Any) -> Callable[..., Widget] | None:
-    if isinstance(thing, (list, tuple)) and not isinstance(thing, Job):
+    if isinstance(thing, Sequence) and not isinstance(thing, (str, bytes)):
         if thing and all(isinstance(it, Job) for it in thing):
             return _dock
         return CacheInspector if not thing or tensors.of(thing) else None
