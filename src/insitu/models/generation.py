@@ -90,9 +90,8 @@ class Generation:
     def __call__(self, run: Pass) -> Any:
         """Generate, and tell the pass when the last step is over."""
         settings = {**self.kwargs, **self.settings}
-        if (
-            self._count("num_beams") == 1 and "streamer" not in settings
-        ):  # transformers streams no beam search
+        streams = self._count("num_beams") == 1  # transformers streams no beam search
+        if streams and "streamer" not in settings:
             settings["streamer"] = _Stream(self.generator.streamer)
         ids = self._generate_with_grad(settings) if self.grad else self.module.generate(**settings)
         run.end_steps()
