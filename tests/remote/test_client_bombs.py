@@ -11,26 +11,14 @@ import time
 import pytest
 import torch
 import zstandard
-from fake_server import FakeServer, packed
+from fake_server import packed
 
 import insitu
-from insitu import CONFIG, ServerError
+from insitu import ServerError
 from insitu.remote.client.connection import Connection
 
 PROMPT = "The Eiffel Tower is in the city of"
 MOST_MB = 96
-
-
-@pytest.fixture
-def server():
-    with FakeServer() as fake, CONFIG.APP.override(REMOTE_LOGGING=False):
-        yield fake
-
-
-@pytest.fixture
-def far(llm):
-    llm.__dict__["_opened_as"] = "demo"
-    return llm
 
 
 def kilobytes(name):

@@ -2,26 +2,13 @@
 
 import pytest
 import torch
-from fake_server import FakeServer, packed
+from fake_server import packed
 
 import insitu
-from insitu import CONFIG, LanguageModel, ServerError
+from insitu import LanguageModel, ServerError
 
 PROMPT = "The Eiffel Tower is in the city of"
 PATH = "where the user's own results go"
-
-
-@pytest.fixture
-def server():
-    with FakeServer() as fake, CONFIG.APP.override(REMOTE_LOGGING=False):
-        yield fake
-
-
-@pytest.fixture
-def far(llm):
-    """A wrapper that a server could know by name."""
-    llm.__dict__["_opened_as"] = "demo"
-    return llm
 
 
 def refused(act, *named):
