@@ -3,6 +3,7 @@
 import gc
 import threading
 import warnings
+from weakref import ref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 import insitu
 from insitu import NNsight
-from insitu.engine import held, running, switch
+from insitu.engine import held, running
 
 PROMPT = "Once upon a time"
 
@@ -354,9 +355,9 @@ def test_at_exit_each_thread_closes_its_own_passes(net, x):
 def test_a_pass_of_a_thread_that_has_ended_is_closed_and_forgotten(net, x):
     runs = []
     in_a_thread(lambda: runs.append(NNsight(net).open(x).step()))
-    before = dict(switch._left)
+    worker = ref(runs[0]._pass.worker)
     runs.pop().close()
-    assert switch._left == before
+    assert worker() is None
     with NNsight(net).trace(x) as tracer:
         out = tracer.result
     assert torch.equal(out, net(x))

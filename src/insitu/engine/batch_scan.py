@@ -215,8 +215,8 @@ def _take_out(part: Any, name: str, key: int, hook: _Hook) -> None:
     if hook.own is not None:
         getattr(part, name)[key] = hook.own
         return
-    getattr(part, name).pop(key, None)
     part._forward_pre_hooks_with_kwargs.pop(key, None)
+    getattr(part, name).pop(key, None)  # last: where it stands, an interrupted end begins again
 
 
 _NOTHING = Seen({}, frozenset())

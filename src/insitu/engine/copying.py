@@ -14,8 +14,15 @@ from torch import nn
 
 from insitu.errors import UsageError
 
-_LEARNED = ("_orders", "_batched", "_sizes", "_family", "_onlookers")
 _PLACE = ("_module", "_parent", "_name", "_root", "_whole", "_place", "_children")
+
+
+def nothing_learned(node: Any) -> dict[str, Any]:
+    """What the root of a model keeps of its module and of those who use it, at its beginning."""
+    return {
+        "_orders": {}, "_batched": {}, "_sizes": None, "_family": WeakSet((node,)),
+        "_onlookers": None,
+    }  # fmt: skip
 
 
 def parts(node: Any, base: type[Any]) -> tuple[Any, ...]:
@@ -32,10 +39,11 @@ def parts(node: Any, base: type[Any]) -> tuple[Any, ...]:
             "the text of an edit names the wrapper it was written for.",
             "copy the one without them, and bring them over: save_edits(file), load_edits(file).",
         )
+    anew = {*nothing_learned(node), *_PLACE}
     own = {
         name: it
         for name, it in node.__dict__.items()
-        if name not in (*_LEARNED, *_PLACE) and not isinstance(it, base)
+        if name not in anew and not isinstance(it, base)
     }
     return _whole, (base, type(node), node._module), own
 
@@ -47,7 +55,5 @@ def _part(root: Any, path: str) -> Any:
 def _whole(base: Any, kind: type[Any], module: nn.Module) -> Any:
     node: Any = object.__new__(kind)
     base.__init__(node, module, None, "")
-    node.__dict__.update(
-        _orders={}, _batched={}, _sizes=None, _family=WeakSet((node,)), _onlookers=None
-    )
+    node.__dict__.update(nothing_learned(node))
     return node

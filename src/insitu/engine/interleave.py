@@ -41,7 +41,6 @@ from insitu.engine.switch import (
     acquire,
     getcurrent,
     leave,
-    release,
 )
 
 _NOWHERE: dict[nn.Module, tuple[int, int]] = {}
@@ -627,10 +626,7 @@ class Pass(Arming):
         finally:
             worker, self.worker = self.worker, None
             if isinstance(worker, Worker):
-                if self.thread == get_ident():
-                    release(worker)
-                else:
-                    leave(worker, self.thread, self.model_modes)
+                leave(worker, self.model_modes)
         self.block = self.to_block = self.to_model = self.taps = self.taps_before = None
         self.value = self.args = self.kwargs = None
 

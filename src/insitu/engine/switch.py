@@ -10,10 +10,10 @@ unmapped), so each thread keeps a few finished ones parked.
 """
 
 import contextvars
-import sys
 import threading
 from collections.abc import Callable
 from typing import TypeAlias
+from weakref import ReferenceType, ref
 
 import greenlet as _greenlet
 from greenlet import getcurrent as getcurrent
@@ -30,10 +30,17 @@ PARKED_MAX = 64  # finished workers kept for reuse, per thread: an invoke takes 
 Task = Callable[[], Greenlet]
 
 
+class _Left(list[tuple["Worker", Modes]]):
+    """What other threads closed of one thread, which alone can end it; gone with the thread."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Worker(_greenlet.greenlet):  # type: ignore[misc]
     """A greenlet that serves one task after another; between two it is parked."""
 
     task: Task | None = None
+    home: ReferenceType[_Left]
     gr_context: contextvars.Context | None
 
     def begin(self, task: Task, context: contextvars.Context) -> None:
@@ -62,18 +69,24 @@ def _serve() -> None:
 class _Parked(threading.local):
     def __init__(self) -> None:
         self.workers: list[Worker] = []
+        self.left = _Left()
 
 
 _parked = _Parked()
-_left: dict[int, list[tuple[Worker, Modes]]] = {}  # by thread: what another one closed
 
 
 def acquire() -> Worker:
     """Take a parked worker of this thread, or make one."""
-    if _left:
+    if _parked.left:
         _end_left()
     workers = _parked.workers
-    return workers.pop() if workers else Worker(_live)
+    return workers.pop() if workers else _made()
+
+
+def _made() -> Worker:
+    worker = Worker(_live)
+    worker.home = ref(_parked.left)
+    return worker
 
 
 def release(worker: Worker) -> None:
@@ -84,15 +97,19 @@ def release(worker: Worker) -> None:
         workers.append(worker)
 
 
-def leave(worker: Worker, thread: int, modes: Modes) -> None:
-    """Have `thread`, which alone can, end its worker when it next takes one."""
-    _left.setdefault(thread, []).append((worker, modes))
-    for gone in _left.keys() - sys._current_frames():
-        del _left[gone]
+def leave(worker: Worker, modes: Modes) -> None:
+    """Park a worker; of another thread, have that one, which alone can, end it when it next can."""
+    left = worker.home()
+    if left is _parked.left:
+        release(worker)
+    elif left is not None:
+        left.append((worker, modes))
 
 
 def _end_left() -> None:
-    for worker, modes in _left.pop(threading.get_ident(), ()):
+    left = _parked.left
+    while left:
+        worker, modes = left.pop(0)
         before = swap(modes)
         worker.parent = getcurrent()  # where its end comes out
         worker.throw(Exit)

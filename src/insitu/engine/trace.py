@@ -76,10 +76,11 @@ class Tracer:
         return self._call
 
     def __del__(self) -> None:
-        if self._run is not None:
-            if not self._run.closed:  # interrupted where no `try` of ours has begun
+        run: Pass | None = getattr(self, "_run", None)  # `__init__` itself may be interrupted
+        if run is not None:
+            if not run.closed:  # interrupted where no `try` of ours has begun
                 self._leave(True, again=True)
-        elif self._untold:
+        elif getattr(self, "_untold", False):
             warnings.warn(
                 f"a {self._kind} of {type(self.module).__name__} was made and never entered; "
                 "it runs as `with model.trace(...):`, or at once where its result is used.",

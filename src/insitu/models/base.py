@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from insitu.engine import edits_file, names, validate
+from insitu.engine import copying, edits_file, names, validate
 from insitu.engine.batch import Call, Rows, join, tensors
 from insitu.engine.batch_dims import Apart
 from insitu.engine.edits import Edit, Editor
@@ -65,8 +65,8 @@ class NNsight(WrappedModule):
                 "pass the network itself, or LanguageModel(name) for a language model by name.",
             )
         super().__init__(module, None, "")
-        self.__dict__.update(_orders={}, _batched={}, _sizes=None, _beside=frozenset(), _edits=[])
-        self.__dict__.update(_names=names.Names(), _family=WeakSet((self,)), _onlookers=None)
+        self.__dict__.update(copying.nothing_learned(self))
+        self.__dict__.update(_beside=frozenset(), _edits=[], _names=names.Names())
         self._name_further(rename, views)
 
     _orders: dict[str, Order]
