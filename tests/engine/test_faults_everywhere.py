@@ -2,6 +2,7 @@
 
 import ctypes
 import dis
+import math
 import os
 import signal
 import subprocess
@@ -419,11 +420,19 @@ class Strike:
         before = self.last.get(frame)
         self.last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
         self.seen += before in SIGNALLED
-        if before in SIGNALLED and self.seen == self.number:
+        if before in SIGNALLED and self.seen >= self.number and not is_finalizing(frame):
             self.last.clear()
+            self.number = math.inf
             self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
             raise KeyboardInterrupt
         return self.at
+
+
+def is_finalizing(frame):
+    """Whether a `__del__` runs: an interrupt there is CPython's to report, and stops nobody."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def struck(number, run, *args):
@@ -434,6 +443,9 @@ def struck(number, run, *args):
         run(*args)
     except KeyboardInterrupt:
         assert strike.where is not None
+    except Exception as error:
+        error.add_note(f"interrupt {number} struck at {strike.where}")
+        raise
     finally:
         sys.settrace(tracing)
     return strike.where

@@ -20,6 +20,7 @@ from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
 
 from insitu.engine.block_names import valued
 from insitu.engine.capture.usage import returns_to
@@ -32,7 +33,8 @@ _NOTE = (
 )
 
 _lock = threading.RLock()  # a collection while it is held may end a trace that was dropped
-_mounts: set[Any] = set()
+_mounts: dict[Any, int] = {}
+"""The traces that can use it, and how many function modes were on when each began."""
 _original: Any = None
 _replacement: Any = None
 
@@ -96,7 +98,7 @@ def mount(frame: FrameType, run: Any) -> bool:
         return False
     global _original, _replacement
     with _lock:
-        _mounts.add(run)
+        _mounts[run] = torch._C._len_torch_function_stack()
         if _replacement is None:
             _original = torch.Tensor.backward
             _replacement = _around(_original)
@@ -109,11 +111,18 @@ def can_go_back() -> bool:
     return bool(_mounts)
 
 
-def unmount(run: Any) -> None:
-    """Put torch's own method back, if this is the last to go. Safe to call twice."""
+def unmount(run: Any, failed: bool = False) -> None:
+    """Put torch's own method back, if this is the last to go. Safe to call twice.
+
+    Of a failed trace, end also the backwards whose own end an interrupt has kept from running.
+    """
     global _original, _replacement
+    if failed and run in _mounts:
+        for mode in reversed(_get_current_function_mode_stack()[_mounts[run] :]):  # type: ignore[no-untyped-call]
+            if isinstance(mode, Backward):
+                mode.close()
     with _lock:
-        _mounts.discard(run)
+        _mounts.pop(run, None)
         if not _mounts:
             if torch.Tensor.backward is _replacement:  # else someone has put theirs around it
                 torch.Tensor.backward = _original  # type: ignore[method-assign]

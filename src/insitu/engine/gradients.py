@@ -11,12 +11,9 @@
     with insitu.backward(loss):           # the same, outside a trace too
 
     block                                 backward (a greenlet)
-    ─────                                 ─────────────────────
-    h5.grad ── resume ──────────────────► runs …
-                                          the gradient of h5 is complete, its hook stops
-            ◄── hand over ─────────────── stands at h5
-    edits it
-    h0.grad ── resume ──────────────────► goes on with the edited gradient …
+    h5.grad ── resume ──────────────────► runs until the gradient of h5 is complete
+            ◄── hand over ─────────────── its hook stands at h5
+    h0.grad ── resume ──────────────────► goes on with that gradient, as it was edited …
 
 Nothing starts before the first gradient is asked for. `.grad` is seen by a torch function mode on
 the block's side alone (0.9 µs for every other operation there), so no class is patched for it.
@@ -27,8 +24,8 @@ import contextvars
 import inspect
 import itertools
 import sys
-import threading
-from threading import get_ident
+from contextlib import suppress
+from threading import get_ident, local
 from types import TracebackType
 from typing import Any
 
@@ -144,7 +141,11 @@ class Backward(TorchFunctionMode):
             prune(failed.__traceback__)
             raise
         finally:
-            self.close()
+            try:
+                self.close()
+            except KeyboardInterrupt:
+                self.close()
+                raise
 
     # The block's side ------------------------------------------------------------------------
 
@@ -267,7 +268,7 @@ class Backward(TorchFunctionMode):
 
     def close(self) -> None:
         """End the backward where it stands, and leave no trace of it. Safe to call twice."""
-        if self.closed:
+        if self.closed and not self.key:
             return
         self.closed = True
         try:
@@ -287,8 +288,9 @@ class Backward(TorchFunctionMode):
         self.block_modes = modes = current()
         try:
             swap(self.backward_modes)
-            self.worker.throw(Exit)
-        except SwitchError:  # another thread's: it unwinds there when it is collected
+            with suppress(SwitchError):  # another thread's: it unwinds there when it is collected
+                self.worker.throw(Exit)
+        finally:
             swap(modes)
 
     def _unmount(self) -> None:
@@ -362,20 +364,21 @@ class Backward(TorchFunctionMode):
 
     def _settle(self) -> None:
         """The backward has run to its end, or is given up: take away all that it needed."""
-        key, self.key = self.key, 0
-        if not key:
+        if not self.key:
             return
         for _, hooks, _ in self.hooks.values():
-            hooks.pop(key, None)
+            hooks.pop(self.key, None)
         if self.slices is not None:
             self.slices.remove()
-        worker, self.worker = self.worker, None
-        if worker is not None and self.thread == get_ident():
+        if self.thread == get_ident():
             _running.last = self.around
-            release(worker)
+            worker, self.worker = self.worker, None
+            if worker is not None:
+                release(worker)
         if self.around is not None:
             self.around.inside = None
-        self.block = self.to_block = self.to_backward = self.around = None
+        self.block = self.to_block = self.to_backward = self.around = self.worker = None
+        self.key = 0  # last: what interrupts this has it begin again
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -389,12 +392,8 @@ class Backward(TorchFunctionMode):
         self.started = self.ended = True
 
 
-_innermost: contextvars.ContextVar[Backward | None] = contextvars.ContextVar(
-    "insitu_backward", default=None
-)
-"""Whose block this context is in: a mode is the whole thread's, with all its tasks. Asked only
-where the block can be suspended."""
+_innermost = contextvars.ContextVar[Backward | None]("insitu_backward", default=None)
+"""Whose block this context is in, for those that can be suspended: a mode is the thread's."""
 
-
-_running = threading.local()
+_running = local()
 """`last` is the backward that was begun last in this thread and has not ended."""

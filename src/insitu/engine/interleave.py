@@ -10,15 +10,13 @@
 
 The block stays in its own frame; the model is what gets parked. Between a hook and the block there
 is as little code as possible: caches are cold between two layers of a real model, so path length is
-what a read costs.
-
-Over 400 lines: the two sides share one state, and splitting them would only hide which side a line
-runs on.
+what a read costs. Over 400 lines: the two sides share one state.
 """
 
 import contextvars
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from sys import _getframe
 from threading import get_ident
 from types import CodeType
@@ -363,23 +361,24 @@ class Pass(Arming):
 
     def close(self, failed: bool = False) -> None:
         """End the pass where it stands and leave no trace of it. Safe to call twice."""
-        if self.closed and self.cleared:
+        if self.closed and self.cleared and self.to_model is None:
             return
         self.closed = True
         try:
-            if self.started and not self.ended:
+            if self.started and not self.ended and self.worker is not None:
                 self.block = here = getcurrent()
                 self.to_block = here.switch
                 self.block_modes = swap(self.model_modes)
                 try:
-                    self.worker.throw(Exit)  # type: ignore[union-attr]
-                except SwitchError:
-                    swap(self.block_modes)  # another thread's: it unwinds there
+                    with suppress(SwitchError):  # another thread's: it unwinds there
+                        self.worker.throw(Exit)
+                finally:
+                    swap(self.block_modes)
         finally:
             self.error = None
             if self.lanes is not None:
                 self.lanes.close()
-            if not self.cleared or self.worker is not None:
+            if not self.cleared or self.worker is not None or self.to_model is not None:
                 self._clear()
         if self.ends is not None:
             self._tell_ends(failed)

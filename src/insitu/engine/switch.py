@@ -77,13 +77,14 @@ _parked = _Parked()
 
 def acquire() -> Worker:
     """Take a parked worker of this thread, or make one."""
-    if _parked.left:
-        _end_left()
-    workers = _parked.workers
-    return workers.pop() if workers else _made()
-
-
-def _made() -> Worker:
+    while _parked.left:
+        worker, modes = _parked.left.pop(0)
+        before = swap(modes)
+        worker.parent = getcurrent()  # where its end comes out
+        worker.throw(Exit)
+        swap(before)
+    if _parked.workers:
+        return _parked.workers.pop()
     worker = Worker(_live)
     worker.home = ref(_parked.left)
     return worker
@@ -104,16 +105,6 @@ def leave(worker: Worker, modes: Modes) -> None:
         release(worker)
     elif left is not None:
         left.append((worker, modes))
-
-
-def _end_left() -> None:
-    left = _parked.left
-    while left:
-        worker, modes = left.pop(0)
-        before = swap(modes)
-        worker.parent = getcurrent()  # where its end comes out
-        worker.throw(Exit)
-        swap(before)
 
 
 def parked() -> int:

@@ -147,7 +147,7 @@ class Tracer:
             if active.get() is run:
                 active.set(None if run.outer is None else run.around())
             if self._backwards or again:
-                backward_call.unmount(run)
+                backward_call.unmount(run, failed)
             if bodies is not None and not again:
                 bodies.write_back()
         finally:
