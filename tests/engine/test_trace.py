@@ -253,6 +253,52 @@ def test_stop_ends_the_pass_and_the_block(net, x, passes_before):
     assert torch.equal(hidden, net.layer1(x))
 
 
+def test_passes_that_stop_again_at_the_same_place_arm_no_more_than_they_ask_for(net, x):
+    model = NNsight(net)
+    armed = []
+    for _ in range(3):
+        with model.trace(x) as tracer:
+            out = model.layer1.output
+            armed.append(len(tracer._run.placed))
+            tracer.stop()
+        assert torch.equal(out, net.layer1(x))
+    first, *later = armed
+    assert later == [2, 2] and first > 2  # the module and the root around it
+    for _ in range(2):  # the second is observed: the first ran to its end
+        with model.trace(x):
+            whole = model.output
+        assert torch.equal(whole, net(x))
+    assert model._orders["trace"].complete
+
+
+def test_after_stopped_passes_what_never_runs_is_told_as_soon_as_it_is_known(net, x):
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.unused = nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.first(x)
+
+    model = NNsight(Half())
+    for _ in range(2):
+        with model.trace(x[:, :1].expand(-1, 5)) as tracer:
+            model.first.output
+            tracer.stop()
+
+    def ask():
+        with model.trace(x[:, :1].expand(-1, 5)):
+            model.first.output
+            model.unused.output
+
+    with pytest.raises(
+        insitu.OutOfOrderError, match="no pass has run to its end yet"
+    ):
+        ask()
+    with pytest.raises(insitu.NeverRanError):
+        ask()
+
+
 def test_stop_before_anything_is_read_runs_nothing(net, x):
     model = NNsight(net)
     with counting(net) as calls, model.trace(x) as tracer:

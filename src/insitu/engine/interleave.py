@@ -30,7 +30,7 @@ from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.beside import Beside, Watcher
 from insitu.engine.compiled import out_of_graphs
 from insitu.engine.modes import current, swap
-from insitu.engine.order import INPUT, OUTPUT, Observation, Order
+from insitu.engine.order import INPUT, OUTPUT, Observation, Order, is_known
 from insitu.engine.switch import (
     Exit,
     Greenlet,
@@ -376,6 +376,8 @@ class Pass(Arming):
                     swap(self.block_modes)
         finally:
             self.error = None
+            if failed:
+                self.root._seen.clear()  # it may not have been what its module does
             if self.lanes is not None:
                 self.lanes.close()
             if not self.cleared or self.worker is not None or self.to_model is not None:
@@ -405,8 +407,9 @@ class Pass(Arming):
         worker.begin(self._run, contextvars.copy_context())
 
     def _make_ready(self) -> None:
-        if self.order is None:
-            self._observe()
+        if self.order is None and not is_known(self):
+            self.observation = Observation(self.root, self.kind)
+            self.arm_every(self.root._module)
         order = self.order
         if order is None or ((order.checkpoints or self.whole.training) and _grad()):
             checkpoints.begin(self)
@@ -596,10 +599,6 @@ class Pass(Arming):
 
     # Bookkeeping -----------------------------------------------------------------------------
 
-    def _observe(self) -> None:
-        self.observation = Observation(self.root._module)
-        self.arm_every(self.root._module)
-
     def _learn(self) -> None:
         assert self.observation is not None
         self.observation.finish()
@@ -613,6 +612,8 @@ class Pass(Arming):
         """The model has run to its end: take away all that it needed."""
         if self.error is None and self.observation is not None:
             self._learn()
+        elif self.order is None:
+            self.root._seen.clear()  # passes do run to their end: the next one is observed
         self._clear()
         if self.error is not None:
             error, self.error = self.error, None

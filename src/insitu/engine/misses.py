@@ -100,6 +100,8 @@ def _out_of_order(
     else:
         asked = "this one asked for it when the model was already beyond it"
         above = f"read {name} before anything that runs later"
+    if order is None:
+        asked += " as far as is known: no pass has run to its end yet, and it may not run at all"
     when = f" in step {run.step - overrun}" if run.step > 0 or overrun else ""
     again = "read it in the next step of tracer.iter" if overrun else "open a second trace"
     return OutOfOrderError(

@@ -5,7 +5,9 @@
 The first pass of each kind (trace, generate) is observed in full: every module is armed, which
 costs about 2 µs a module, once. Later passes arm only what the block asks for, and still an order
 error is known at once, an error can say "never ran", and a module called from outside its own tree
-has its caller armed with it.
+has its caller armed with it. A pass that is stopped on its way tells no order; one that asks for
+the same modules again is not observed in vain, until one of these asks for something that does not
+come.
 """
 
 import itertools
@@ -73,9 +75,10 @@ class Order:
 class Observation:
     """What a pass that is stopped at every module sees."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: Any, kind: str) -> None:
         self.order = Order()
-        self._root = root
+        self._root: nn.Module = root._module
+        root._seen[kind] = self.order.called
         self._clock = itertools.count()
         self._stack: list[nn.Module] = []
 
@@ -117,6 +120,17 @@ class Observation:
         seen = self.order.called[module]
         seen.ends.append(next(self._clock))
         seen.output = seen.output or describe(output)
+
+
+def is_known(run: Any) -> bool:
+    """Whether a pass of this kind that was stopped had come to all that this one asks for first."""
+    seen = run.root._seen.get(run.kind)
+    if not seen or run.watch is not None:
+        return False
+    asked = {run.want_output, run.want_input} - {None}
+    if run.lanes is not None:
+        asked.update(run.lanes.outputs, run.lanes.inputs)
+    return bool(asked) and asked <= seen.keys()
 
 
 def _around(root: nn.Module) -> tuple[dict[nn.Module, set[nn.Module]], set[nn.Module]]:

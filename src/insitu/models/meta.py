@@ -98,6 +98,7 @@ def lead_to(root: Any, module: nn.Module) -> None:
     own = root.__dict__
     own["_module"] = own["_whole"] = module
     own["_orders"].clear()
+    own["_seen"].clear()
     own["_batched"].clear()
     own["_sizes"] = None
     for name in _LEARNED:
