@@ -263,7 +263,8 @@ def test_passes_that_stop_again_at_the_same_place_arm_no_more_than_they_ask_for(
             tracer.stop()
         assert torch.equal(out, net.layer1(x))
     first, *later = armed
-    assert later == [2, 2] and first > 2  # the module and the root around it
+    assert first > 2
+    assert later == [2, 2]  # the module and the root around it
     for _ in range(2):  # the second is observed: the first ran to its end
         with model.trace(x):
             whole = model.output
@@ -291,9 +292,7 @@ def test_after_stopped_passes_what_never_runs_is_told_as_soon_as_it_is_known(net
             model.first.output
             model.unused.output
 
-    with pytest.raises(
-        insitu.OutOfOrderError, match="no pass has run to its end yet"
-    ):
+    with pytest.raises(insitu.OutOfOrderError, match="no pass has run to its end yet"):
         ask()
     with pytest.raises(insitu.NeverRanError):
         ask()
