@@ -62,7 +62,7 @@ class Report:
         """The report."""
         seen = Counter(it.how for it in self.outcomes)
         phases = Counter(it.phase for it in self.jobs.values())
-        cancels, leaked = self.cancels(), self.leaked()
+        cancels, leaked, loads = self.cancels(), self.leaked(), self.watch.loads_s()
         load = " ".join(f"{it:.1f}" for it in os.getloadavg())
         own = resource.getrusage(resource.RUSAGE_SELF)
         lines = [
@@ -82,6 +82,7 @@ class Report:
             f"(endless loops may take {LIMITS.wall_s:g} s)",
             f"next job after crash {self.next_job_s():6.2f} s, loading aside "
             f"(at most {NEXT_JOB_S:g})",
+            f"loading              {loads[-1]:6.2f} s, median {loads[len(loads) // 2]:.2f}",
             f"cancel               {cancels[-1]:6.2f} s, median {cancels[len(cancels) // 2]:.3f} "
             f"(at most {CANCEL_S:g})",
             f"memory of the server {self.grown_mb:+6.1f} MB",

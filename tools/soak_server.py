@@ -220,11 +220,16 @@ class Watch(threading.Thread):
         return max(own, default=0.1)
 
     def loaded_after(self, at: float) -> float:
-        """When the model was ready again that was killed at a time."""
+        """When the model was ready again that was killed at a time, be it while it was loaded."""
         for begin, *end in self.loading:
-            if begin >= at - WATCH_S and begin < at + 3:
-                return end[0] if end else time.time()
+            until = end[0] if end else time.time()
+            if begin < at + 3 and until > at:
+                return until
         return at
+
+    def loads_s(self) -> list[float]:
+        """How long a model was not ready each time, sorted: the kills amid it, and servers away."""
+        return sorted(it[1] - it[0] for it in self.loading if len(it) == 2) or [0.0]
 
 
 def children(parent: int) -> list[int]:

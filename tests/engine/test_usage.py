@@ -151,3 +151,24 @@ def test_whether_a_stored_name_is_entered_later():
     assert usage.enters_later(frame, "cell")
     assert not usage.enters_later(frame, "other")
     assert not usage.enters_later(frame, "frame")
+
+
+def test_whether_a_call_is_taken_for_a_job():
+    class Asked(Used):
+        def __init__(self):
+            self.wanted = usage.wants_job(sys._getframe(1))
+
+        def result(self):
+            return self.wanted
+
+        cancel = watch = result
+
+    asked = Asked()
+    told = [asked.result(), Asked().result()]
+    cancelled = Asked().cancel()
+    entered = Asked()
+    with entered:
+        told += [not entered.result()]
+    watched = Asked()
+    told += [not watched.watch(), not cancelled]
+    assert told == [True] * 5

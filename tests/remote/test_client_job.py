@@ -453,6 +453,34 @@ def test_places_in_the_queue_are_not_repeated(server, connection, capsys):
     ]  # fmt: skip
 
 
+def test_how_far_a_model_is_that_is_waited_for_is_told_every_five_seconds(
+    server, connection, capsys
+):
+    def plan(job):  # the fake server's clock goes on by a second with each event
+        job.status("LOADING")
+        for n in range(1, 6):
+            job.say("progress", text="Opening the model", done=n, of=None, unit="s")
+        for n in range(1, 6):
+            job.say("progress", text="Loading weights", done=n * 300, of=1500, unit="tensors")
+        job.status("RUNNING")
+        for n in range(9):
+            job.say("progress", text="Generating", done=n, of=None, unit="tokens")
+        job.end(result=packed(x=1))
+
+    server.plan = plan
+    job = send(connection)
+    show(job)
+    job.run()
+    words = [line.partition(" - ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert words == [
+        "LOADING: The model is being loaded.",
+        "LOADING: Opening the model: 5 s.",
+        "LOADING: Loading weights: 1,500 of 1,500 tensors.",
+        "RUNNING: Your job has started running.",
+        "COMPLETED: Your job has been completed.",
+    ]
+
+
 def test_nothing_is_shown_when_it_is_switched_off(server, connection, capsys):
     job = send(connection)
     show(job)

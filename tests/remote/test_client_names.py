@@ -139,6 +139,23 @@ def test_a_call_without_a_block_takes_its_value_alone(far, server):
     assert run() == [3]
 
 
+def test_a_call_that_is_not_waited_for_gives_a_job_whose_result_is_asked_for(far, server):
+    server.plan = lambda job: job.end(result=packed(__insitu_returned__=3))
+    job = far.trace(PROMPT, remote=server.url, blocking=False)
+    assert job.result(timeout_s=30) == 3
+    assert job.phase == "COMPLETED"
+    assert insitu.job(job.id, server.url).result(timeout_s=30) == 3, "taken up, it is the same"
+    assert far.trace(PROMPT, remote=server.url, blocking=False).result(timeout_s=30) == 3
+
+
+def test_a_stored_tracer_that_is_not_waited_for_is_entered_all_the_same(far, server):
+    server.plan = lambda job: job.end(result=packed(h=1))
+    stored = far.trace(PROMPT, remote=server.url, blocking=False)
+    with stored as tracer:
+        h = tracer.result.save()  # noqa: F841
+    assert tracer.job.result(timeout_s=30) == {"h": 1}
+
+
 def test_the_result_of_a_job_that_is_not_waited_for_is_looked_at_too(far, server):
     server.plan = lambda job: job.end(result=packed(h=1, other=5))
     with far.trace(PROMPT, remote=server.url, blocking=False) as tracer:

@@ -271,6 +271,41 @@ def test_replicas_are_made_when_first_asked_for(tmp_path):
         assert there.workers.models()[0].state == "ready"
 
 
+def test_a_job_that_was_told_how_far_its_model_is_has_not_begun(there):
+    """Where its link dies, it goes to the next one."""
+
+    async def told():
+        job = asyncio.ensure_future(there.run(["sleep", 60], id="one"))
+        await there.until(lambda: "one" in there.workers._jobs)
+        held = there.workers._jobs["one"]
+        held.began = False
+        there.workers._tell(held, Status("LOADING"))
+        there.workers._tell(held, Progress("Loading weights", 3, 9, "tensors"))
+        before = held.began
+        there.workers._tell(held, Status("RUNNING"))
+        after = held.began
+        await there.workers.cancel("one")
+        await job
+        return before, after
+
+    assert there.wait(told()) == (False, True)
+
+
+def test_a_models_kind_is_unknown_until_a_replica_has_opened_it(tmp_path, quick):
+    with clusters(tmp_path, preload=False) as there:
+        assert there.workers.models()[0].kind == "unknown"
+        assert there.job(["size", 1]).phase == "COMPLETED"
+        assert there.workers.models()[0].kind == "LanguageModel"
+        there.down = True
+        there.links[-1].die()
+        there.wait(there.until(lambda: not there.workers.models()[0].about["replicas"]))
+        assert there.workers.models()[0].kind == "LanguageModel"
+        there.down = False
+        there.wait(there.until(lambda: there.workers.room("demo") > 0))
+    named = ModelSpec("vlm", "/models/vlm", "VisionLanguageModel")
+    assert ray_workers.RayWorkers([named, "demo"]).models()[0].kind == "VisionLanguageModel"
+
+
 def test_a_link_that_dies_loses_what_ran_and_what_waited_goes_on(tmp_path, quick):
     held = asyncio.Event()
 

@@ -14,6 +14,8 @@ from insitu.engine.capture.per_code import facts, known
 
 _ENTERS = ("BEFORE_WITH", "BEFORE_ASYNC_WITH")
 _OF_TRACERS = ("__enter__", "__aenter__", "barrier", "invoke", "result", "stop", "watch")
+_OF_TRACERS_ALONE = tuple(name for name in _OF_TRACERS if name != "result")
+"""Those that a job has not."""
 _NO_NAMES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_CONST")
 _PASSES = ("NOP", "CACHE", "EXTENDED_ARG")
 _JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
@@ -53,8 +55,19 @@ def enters_later(frame: FrameType, name: str) -> bool:
     """
     enters = facts(frame.f_code).enters
     if name not in enters:
-        enters[name] = _enters(frame.f_code, name)
+        enters[name] = _enters(frame.f_code, name, _OF_TRACERS)
     return enters[name]
+
+
+def wants_job(frame: FrameType) -> bool:
+    """Whether what a call gives is taken for a job: `job = call()`, then `job.result()`.
+
+    A tracer has a `result` too, so that it is one only if nothing else says that it is entered.
+    """
+    use, _, name = returns_to(frame).partition(":")
+    if use == "stored":
+        return not _enters(frame.f_code, name, _OF_TRACERS_ALONE)
+    return (use, name) == ("attribute", "result")
 
 
 def is_called_at_once(frame: FrameType) -> bool:
@@ -113,10 +126,10 @@ def _name(step: dis.Instruction) -> str:
     return step.argval[0] if isinstance(step.argval, tuple) else str(step.argval)
 
 
-def _enters(code: CodeType, name: str) -> bool:
+def _enters(code: CodeType, name: str, asked_for: tuple[str, ...]) -> bool:
     loaded = ""
     for step in dis.get_instructions(code):
-        asked = step.argval in _OF_TRACERS and step.opname in ("LOAD_ATTR", "LOAD_METHOD")
+        asked = step.argval in asked_for and step.opname in ("LOAD_ATTR", "LOAD_METHOD")
         if loaded == name and (step.opname in _ENTERS or asked):
             return True
         if step.opname not in _PASSES:

@@ -155,6 +155,7 @@ class Connection:
             )
         self.key = key
         self._session = _session(key, is_near)
+        self._is_closed = False
         self._asking: requests.PreparedRequest | None = None
         """A request with what all of them have."""
         self._info: dict[str, Any] | None = None
@@ -238,6 +239,8 @@ class Connection:
         request = self._asking.copy()
         request.method, request.url = method, f"{request.url}"[:-1] + path
         request.headers.update(headers)
+        if self._is_closed:  # a job is followed to its end, and nothing is kept
+            request.headers["Connection"] = "close"
         if body is not None:
             size = len(body) if isinstance(body, bytes) else sum(map(len, body))
             request.body, request.headers["Content-Length"] = cast(bytes, body), str(size)
@@ -280,7 +283,17 @@ class Connection:
         return self._info
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is kept open; what is asked later is asked on connections of its own.
+
+        The session alone drops its pools: an error that speaks of one would keep its connections.
+        """
+        self._is_closed = True
+        for adapter in self._session.adapters.values():
+            assert isinstance(adapter, HTTPAdapter)
+            for manager in (adapter.poolmanager, *adapter.proxy_manager.values()):
+                for key in manager.pools.keys():  # noqa: SIM118 - it cannot be iterated
+                    if (pool := manager.pools.get(key)) is not None:
+                        pool.close()
         self._session.close()
 
     def __enter__(self) -> "Connection":

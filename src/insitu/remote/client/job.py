@@ -21,15 +21,18 @@ from typing import Any
 
 from torch import Tensor
 
+from insitu.engine.opening import opened
 from insitu.errors import (
     JobLostError,
     JobTimeoutError,
+    MissingPackageError,
     RemoteError,
     ServerError,
     ServerRefusedError,
 )
 from insitu.events import Channel, Heard, JobEvent
 from insitu.remote.blocks.faults import error_of
+from insitu.remote.blocks.run import RETURNED
 from insitu.remote.client import download, sending, told, words
 from insitu.remote.client.connection import Body, Connection
 from insitu.remote.client.events import Events, Said
@@ -37,6 +40,12 @@ from insitu.remote.protocol import ENDS, Fault
 from insitu.remote.wire.values import decode_all
 
 _CANCEL_S = 3.0
+
+
+def values(header: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    """What a job saved, by name; of a call without a block, what it returned."""
+    found = decode_all(header, tensors)
+    return found[RETURNED] if found.keys() == {RETURNED} else found
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Caller:
 
     local: Callable[[int, bytes | bytearray], Body] | None = None
     token: Callable[[int, tuple[int, ...]], None] | None = None
-    decode: Callable[[dict[str, Any], dict[str, Tensor]], Any] = decode_all
+    decode: Callable[[dict[str, Any], dict[str, Tensor]], Any] = values
     error: Callable[[Fault], BaseException] = error_of
 
 
@@ -198,6 +207,11 @@ class RemoteJob:
 
     def __repr__(self) -> str:
         return f"<{self.title} ({self.id}), {(self.phase or 'sent').lower()}>"
+
+    def _repr_html_(self) -> Any:
+        with contextlib.suppress(MissingPackageError):  # without the views there is the text
+            return opened("job_html", self)
+        return None
 
     async def _awaited(self) -> Any:
         async for _ in self:

@@ -15,6 +15,8 @@ from insitu.settings import CONFIG
 
 QUEUE_EVERY_S = 2.0
 """A place in the queue is told at most so often, but for the first and the last."""
+LOADING_EVERY_S = 5.0
+"""How far the model is that a job waits for is told so often."""
 
 
 class Shown:
@@ -23,6 +25,8 @@ class Shown:
     def __init__(self) -> None:
         self._place: float | None = None
         self._told = 0.0
+        self._loading: float | None = None
+        """When it was last said how far the model is, while the job waits for that."""
 
     def hear(self, event: JobEvent) -> None:
         """Print an event, if it is for the screen and CONFIG.APP.REMOTE_LOGGING is on."""
@@ -30,6 +34,11 @@ class Shown:
             return
         if event.kind == "status" and event.phase != "QUEUED":  # that one comes with its place
             _line(event, event.phase, event.text or TEXTS.get(event.phase, ""))
+            self._loading = event.time if event.phase == "LOADING" else None
+        elif event.kind == "progress" and self._loading is not None:
+            if event.time - self._loading >= LOADING_EVERY_S:
+                self._loading = event.time
+                _line(event, "LOADING", _progress(event))
         elif event.kind == "log":
             _line(event, "LOG", event.text)
         elif event.kind == "queue" and self._is_news(event):
@@ -61,6 +70,11 @@ def stamp(when: float) -> str:
     except (OverflowError, ValueError, OSError):
         return stamp(time.time())
     return f"{day},{int(when * 1000) % 1000:03d}"
+
+
+def _progress(event: JobEvent) -> str:
+    of = "" if event.of is None else f" of {event.of:,.0f}"
+    return f"{event.text}: {event.done or 0:,.0f}{of} {event.unit}".rstrip() + "."
 
 
 def _place(event: JobEvent) -> str:

@@ -22,6 +22,7 @@ from insitu.engine.capture.futures import names_of
 from insitu.engine.capture.parsing import parse
 from insitu.engine.capture.scope import Body
 from insitu.engine.capture.skip import without_skip
+from insitu.engine.capture.usage import wants_job
 from insitu.engine.save import mount
 from insitu.engine.trace import is_entered
 from insitu.engine.tracebacks import prune
@@ -50,7 +51,9 @@ def begin(
 ) -> Any:
     """A tracer whose block runs elsewhere; without a `with`, what the call returns there."""
     tracer = RemoteTracer(model, kind, args, settings)
-    return tracer if kind == "session" or is_entered(frame) else tracer.alone()
+    if kind == "session" or (is_entered(frame) and not (tracer.is_apart and wants_job(frame))):
+        return tracer
+    return tracer.alone()
 
 
 class RemoteTracer:
@@ -74,6 +77,11 @@ class RemoteTracer:
             self._block.views = views_of(model)
 
     @property
+    def is_apart(self) -> bool:
+        """Whether it is not waited for: what is asked for is its job."""
+        return not self._blocking and self._remote != HERE
+
+    @property
     def job(self) -> RemoteJob:
         """The job on the server: its id, phase, log and result; `job.cancel()`."""
         if self._job is None:
@@ -94,18 +102,20 @@ class RemoteTracer:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        sent = " What the block has saved is in tracer.job.result()." if self._job else ""
         raise UsageError(
             f"tracer.{name} was asked for on this machine.",
             "this block runs on a server, and its tracer there has it.",
-            f"use tracer.{name} in the block, outside of local() parts, and .save() what it gives.",
+            f"use tracer.{name} in the block, outside of local() parts, and .save() what it gives."
+            + sent,
         )
 
     # Without a `with` ------------------------------------------------------------------------
 
     def alone(self) -> Any:
         """Run without a block, and give what the call returns; a job, if it is not waited for."""
-        values = self._run(None)
-        return self._job if values is None else values[RETURNED]
+        value = self._run(None)
+        return self._job if self.is_apart else value
 
     # As a block ------------------------------------------------------------------------------
 
@@ -191,8 +201,8 @@ class RemoteTracer:
         key = "" if self._remote == HERE else key_of(self._model)
         return container.pack(*sent(self._block, self._model, key, PYTHON))
 
-    def _run(self, payload: bytes | None) -> dict[str, Any] | None:
-        """Send the block and wait for its values; None if they are not waited for."""
+    def _run(self, payload: bytes | None) -> Any:
+        """Send the block and wait for its values, or the call's; None where nobody waits."""
         payload = self._packed() if payload is None else payload
         parts = getattr(self, "_parts", None)
         if self._remote == HERE:
@@ -208,19 +218,21 @@ class RemoteTracer:
         self._job = job
         if self._blocking:
             self._watch(job)
-            values: dict[str, Any] = job.run()
-            return values
+            return job.run()
         if parts is not None:
             parts.leave_the_frame()
         job.start()
         return None
 
-    def _decoded(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """A result, by name: the names that it may give values to, and no others."""
+    def _decoded(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+        """A result, by name: the names that it may give values to, and no others.
+
+        Of a call without a block it is what the call returned.
+        """
         values = decode_all(header, tensors)
         given = {} if self._block.body is None else self._block.body.names
         named.check_result(values, self._taken, self._body, given, self._url)
-        return values
+        return values if self._block.body is not None else values[RETURNED]
 
 
 class _Loopback:

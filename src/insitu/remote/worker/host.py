@@ -18,10 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from insitu.remote.protocol import Fault, ModelState
+from insitu.remote.protocol import Fault, ModelState, Progress
 from insitu.remote.worker import frames
 from insitu.remote.worker.running import Running
-from insitu.remote.worker.specs import Settings, environment
+from insitu.remote.worker.specs import UNKNOWN, Settings, environment
 
 LOAD_S = 3_600.0
 """A model may take an hour: it may have to come from the hub."""
@@ -55,6 +55,8 @@ class Host:
         """It was ready, and is gone without having been told to."""
         self.was_killed = False
         """It ended while it opened the model, without having said why."""
+        self.progress: Progress | None = None
+        """How far it is while it is loaded, as its process says."""
         self._about: dict[str, Any] = {}
         self._folder = folder
         self._changed = changed
@@ -75,7 +77,7 @@ class Host:
             spec.name,
             self.state,  # type: ignore[arg-type]
             spec.known_as,
-            spec.kind or str(about.get("kind", "")),
+            spec.kind or str(about.get("kind", UNKNOWN)),
             self.bytes,
             len(self.jobs),
             about,
@@ -116,6 +118,7 @@ class Host:
         self._control = ours
         self.state, self.fault, self.died, self.was_killed = "loading", None, False, False
         self._stopping = self.is_leaving = False
+        self.progress = None
         self._gone.clear()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(LOAD_S, self._too_long, LOAD_S)
@@ -194,6 +197,10 @@ class Host:
             self._lost()
             return
         message = got[0]
+        if message["said"] == "progress":
+            del message["said"]
+            self.progress = Progress(**message)
+            return
         if message["said"] == "exit":
             job = self.jobs.pop(message["job"], None)
             if job is not None:

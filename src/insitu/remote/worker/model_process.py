@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import torch
 
 from insitu.remote.protocol import Limits
-from insitu.remote.worker import frames, inline, job_process, opening
+from insitu.remote.worker import frames, inline, job_process, loading, opening
 from insitu.remote.worker.apart.bridge import Bridge
 from insitu.remote.worker.apart.keeper import Keeper
 from insitu.remote.worker.jail import THREADS_MOST, Jail, isolate
@@ -294,7 +294,9 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
-def prepared(settings: Settings) -> tuple[job_process.Setup, Keeper | None, dict[str, Any]]:
+def prepared(
+    settings: Settings, tell: loading.Tell
+) -> tuple[job_process.Setup, Keeper | None, dict[str, Any]]:
     """The model opened, the process that computes if it is another, and what is told of it."""
     keeper = Keeper(settings) if settings.apart else None
     torch.set_num_threads(1)
@@ -303,8 +305,9 @@ def prepared(settings: Settings) -> tuple[job_process.Setup, Keeper | None, dict
     module, _, name = settings.execute.partition(":")
     execute = getattr(importlib.import_module(module), name)
     if keeper is not None:
-        return _beside(settings, keeper, execute)
-    model = opening.opened(settings.spec, settings.device)
+        return _beside(settings, keeper, execute, tell)
+    with loading.told(tell):
+        model = opening.opened(settings.spec, settings.device)
     warm = opening.warm(model) if not settings.inline else lambda: None
     setup = job_process.Setup(model, execute, settings.threads, _jail(settings), warm)
     about = {"bytes": opening.size_bytes(model), "about": opening.about(model)}
@@ -312,12 +315,12 @@ def prepared(settings: Settings) -> tuple[job_process.Setup, Keeper | None, dict
 
 
 def _beside(
-    settings: Settings, keeper: Keeper, execute: Any
+    settings: Settings, keeper: Keeper, execute: Any, tell: loading.Tell
 ) -> tuple[job_process.Setup, Keeper, dict[str, Any]]:
     """For a model that computes in another process: its modules here, led there."""
     model = opening.beside(settings.spec)
     bridge = Bridge(model._module)
-    about = keeper.ready(opening.tree(model))
+    about = keeper.ready(opening.tree(model), tell)
     bridge.connect(*keeper.hand(_WARMING))
     try:
         warm = opening.warm(model)
@@ -341,7 +344,7 @@ def main(control: socket.socket) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        setup, keeper, about = prepared(settings)
+        setup, keeper, about = prepared(settings, loading.over(control))
         isolate(settings.trust)
     except Exception as error:  # it has no one else to tell
         fault = job_process.fault_of(error)

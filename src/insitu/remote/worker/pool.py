@@ -16,13 +16,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from insitu.remote.protocol import Ended, Fault, ModelState, Status, Task, Told, Trust
+from insitu.remote.protocol import (
+    Ended,
+    Fault,
+    ModelState,
+    Progress,
+    Status,
+    Task,
+    Told,
+    Trust,
+)
 from insitu.remote.worker import devices, jail, sizes
 from insitu.remote.worker.host import Host
 from insitu.remote.worker.running import Running
 from insitu.remote.worker.specs import ModelSpec, Settings, spec_of
 
 _RESTART_S = 0.2
+_TELL_S = 1.0
+"""How often a job that waits for its model is told how far that is."""
 _OF_MEMORY = 0.8
 
 
@@ -130,7 +141,7 @@ class Pool:
         try:
             if host.state != "ready":
                 told(Status("LOADING"))
-            failed = await self._begin(host, job)
+            failed = await self._begin(host, job, told)
             if failed is not None:
                 return failed
             if not job.over.done():
@@ -159,12 +170,11 @@ class Pool:
 
     # Models come and go --------------------------------------------------------------------------
 
-    async def _begin(self, host: Host, job: Running) -> Ended | None:
+    async def _begin(self, host: Host, job: Running, told: Callable[[Told], None]) -> Ended | None:
         """Load the model and submit the job; an end where that cannot be."""
         for attempt in range(2):  # a process that has just died is started once more
             loading = self._soon(self._load(host, evict=True))
-            either: set[asyncio.Future[Any]] = {loading, job.over}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await _either(loading, job, host, told)
             if job.over.done():
                 return None
             if not loading.result():
@@ -290,6 +300,34 @@ class Pool:
             return self._hosts[model]
         known = (it for it in self._hosts.values() if model in it.settings.spec.known_as)
         return next(known, None)
+
+
+async def _either(
+    loading: "asyncio.Future[bool]", job: Running, host: Host, told: Callable[[Told], None]
+) -> None:
+    """Wait for a model or for the end of its job, which is told how far the model is."""
+    either: set[asyncio.Future[Any]] = {loading, job.over}
+    now = asyncio.get_running_loop().time
+    since, last = now(), None
+    while not any(it.done() for it in either):
+        await asyncio.wait(either, timeout=_TELL_S, return_when=asyncio.FIRST_COMPLETED)
+        said = _how_far(host, round(now() - since), last)
+        if said is not None and said != last and not job.over.done():
+            told(said)
+            last = said
+
+
+def _how_far(host: Host, seconds: int, last: Progress | None) -> Progress | None:
+    """What a job is told that has waited so long for its model; a bar it was shown is filled."""
+    reading = host.progress
+    if reading is not None and host.state in ("loading", "ready"):
+        was_shown = last is not None and last.text == reading.text
+        if reading.done < (reading.of or 0) or (was_shown and last != reading):
+            return reading
+    if host.state == "ready":
+        return None
+    text = "Opening the model" if host.state == "loading" else "Waiting for room in memory"
+    return Progress(text, seconds, None, "s")
 
 
 def _unknown(model: str, hosts: dict[str, Host]) -> Fault:

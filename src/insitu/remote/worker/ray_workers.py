@@ -17,11 +17,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from insitu.errors import ServerError
-from insitu.remote.protocol import Ended, Fault, ModelState, Status, Task, Told, Trust
+from insitu.remote.protocol import (
+    Ended,
+    Fault,
+    ModelState,
+    Progress,
+    Status,
+    Task,
+    Told,
+    Trust,
+)
 from insitu.remote.worker import jail, ray_messages
 from insitu.remote.worker.ray_messages import Body, Head, Line
 from insitu.remote.worker.ray_process import LinkProcess
-from insitu.remote.worker.specs import ModelSpec, spec_of
+from insitu.remote.worker.specs import UNKNOWN, ModelSpec, spec_of
 
 log = logging.getLogger("insitu")
 
@@ -55,6 +64,13 @@ class _Model:
     refused: str = ""
     asked: bool = False
     """Its replicas are wanted: from the start, or since a job asked for it."""
+    seen: str = UNKNOWN
+    """The kind that the last replica had which had opened it."""
+
+    @property
+    def kind(self) -> str:
+        """As it was named, or was when there was a replica."""
+        return self.spec.kind or self.seen
 
 
 class RayWorkers:
@@ -154,11 +170,12 @@ class RayWorkers:
             fault = model.refused or ("" if self._line else self._why)
             about |= {"fault": fault} if fault else {}
             state = "failed" if model.refused else "loading" if model.asked else "absent"
-            found = ModelState(spec.name, state, spec.known_as, spec.kind)  # type: ignore[arg-type]
+            found = ModelState(spec.name, state, spec.known_as, model.kind)  # type: ignore[arg-type]
         else:
             found = min(map(_of_replica, model.replicas), key=lambda it: _ORDER.index(it.state))
+        kind = model.kind if found.kind == UNKNOWN else found.kind
         return ModelState(
-            found.name, found.state, found.known_as, found.kind, found.bytes, jobs,
+            found.name, found.state, found.known_as, kind, found.bytes, jobs,
             {**found.about, **about},
         )  # fmt: skip
 
@@ -300,6 +317,8 @@ class RayWorkers:
             case "state":
                 model = self._models[head["name"]]
                 model.replicas, model.refused = head["replicas"], head["refused"]
+                kinds = [_of_replica(it).kind for it in model.replicas]
+                model.seen = next((it for it in kinds if it != UNKNOWN), model.seen)
             case "told":
                 job = self._jobs.get(head.pop("job"))
                 if job is not None and not job.over.done():
@@ -319,7 +338,8 @@ class RayWorkers:
         if not (is_loading and job.loading):
             job.told(said)
         job.loading = job.loading or is_loading
-        job.began = job.began or not is_loading
+        if not job.began and not isinstance(said, Progress):  # how far the model is
+            job.began = not is_loading
 
     def _finish(self, job: _Job, ended: Ended) -> None:
         if not job.over.done():

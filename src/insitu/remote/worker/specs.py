@@ -14,6 +14,8 @@ from insitu.errors import UsageError
 from insitu.remote.protocol import Trust
 
 KINDS = ("LanguageModel", "VisionLanguageModel", "DiffusionModel")
+UNKNOWN = "unknown"
+"""The kind of a model that has not been opened yet, where nobody has named it."""
 _KEPT_VARIABLES = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "XDG_CACHE_HOME",

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from insitu.remote.worker import frames, job_process, opening
+from insitu.remote.worker import frames, job_process, loading, opening
 from insitu.remote.worker.apart.channel import Channel
 from insitu.remote.worker.apart.conversation import Conversation
 from insitu.remote.worker.apart.pristine import Pristine
@@ -64,10 +64,11 @@ def _device_works(device: torch.device) -> bool:
     return True
 
 
-def opened(settings: Settings) -> tuple[Room, Pristine, dict[str, Any]]:
+def opened(settings: Settings, tell: loading.Tell) -> tuple[Room, Pristine, dict[str, Any]]:
     """The model on its device, ready to be spoken to, and what is told of it."""
     torch.set_num_threads(settings.threads)
-    model = opening.opened(settings.spec, settings.device)
+    with loading.told(tell):
+        model = opening.opened(settings.spec, settings.device)
     about = {"bytes": opening.size_bytes(model), "about": opening.about(model)}
     about["tree"] = opening.tree(model)
     root = model._module
@@ -84,7 +85,7 @@ def main(control: socket.socket) -> None:
     if first is None:
         return
     try:
-        room, before, about = opened(read_settings(first[0]))
+        room, before, about = opened(read_settings(first[0]), loading.over(control))
     except Exception as error:  # it has no one else to tell
         fault = job_process.fault_of(error)
         said = {"said": "failed", "kind": fault.kind, "text": fault.text[:8000]}

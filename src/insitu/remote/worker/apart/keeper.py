@@ -16,6 +16,7 @@ from typing import Any
 from insitu.errors import UsageError
 from insitu.remote.worker import frames
 from insitu.remote.worker.apart.shared import Segment
+from insitu.remote.worker.loading import Tell
 from insitu.remote.worker.specs import Settings
 
 FILES = 3
@@ -46,19 +47,20 @@ class Keeper:
         self.control = ours
         frames.send_control(ours, settings.message())
 
-    def ready(self, tree: str) -> dict[str, Any]:
+    def ready(self, tree: str, tell: Tell) -> dict[str, Any]:
         """Wait until the model is there; what is told of it.
 
         Args:
             tree: the digest of the modules here, which must be the same there.
+            tell: hears how far it is until then.
 
         Raises:
             OpeningError: it cannot be opened.
         """
-        got = frames.receive_control(self.control)
-        if got is None:
+        while (said := self.heard()) is not None and said["said"] == "progress":
+            tell(said["text"], said["done"], said["of"], said["unit"])
+        if said is None:
             raise OpeningError("RuntimeError", "its process ended while it opened the model.")
-        said = got[0]
         if said["said"] == "failed":
             raise OpeningError(said["kind"], said["text"])
         if said["tree"] != tree:
