@@ -10,7 +10,7 @@ WORKERS ?= 2
 BUNDLE := src/insitu/widgets/bundles/module_tree.js
 NODE := labextension/node_modules/.package-lock.json
 
-.PHONY: demo lab test browser test-all coverage check fix families figures bench bench-remote soak budgets gallery size picture widgets clean
+.PHONY: demo lab test browser test-all coverage check fix families figures other-notebooks bench bench-remote soak budgets gallery size picture widgets clean
 
 # Run the main job on the demo model: print what it found, write demo.html.
 demo: $(VENV)/lab
@@ -89,6 +89,10 @@ soak: $(VENV)/dev
 budgets: $(VENV)/dev $(BUNDLE)
 	$(BIN)/python tools/budgets.py --write
 
+# Every widget in Notebook 7 and marimo, a row each, in an environment of its own (100 MB).
+other-notebooks: $(VENV)/dev $(BUNDLE)
+	$(BIN)/python tools/other_notebooks.py
+
 # The pictures of docs/widgets.md, light and dark, in a minute.
 gallery: $(VENV)/dev $(BUNDLE)
 	$(BIN)/python tools/gallery.py
@@ -122,4 +126,4 @@ $(VENV)/dev: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench demo.html build dist
+	rm -rf $(VENV) .venv-bench .venv-other demo.html build dist

@@ -94,3 +94,21 @@ test("a token that has the focus keeps it when another is read", async () => {
 test("without tokens it says that there is nothing", async () => {
   expect((await shown([])).el.textContent).toContain("no attention to show");
 });
+
+test("other weights of the same heads take their place: what is chosen stays, and its button", async () => {
+  const { el, view, asked } = await shown();
+  (el.querySelectorAll(".heads button")[1] as HTMLElement).click();
+  await new Promise((done) => setTimeout(done));
+  const button = el.querySelectorAll(".heads button")[1];
+  const others = ["A", "b", "c", "d"];
+  view.show({ title: "After", names: ["layer", "head"], layers: ["0", "1"], heads: ["0", "1"], queries: others, keys: others, note: "", size: [4, 4] });
+  await new Promise((done) => setTimeout(done));
+  expect(asked.slice(-3)).toEqual(["heads 1", "tile 1 1 0,4 0,4", "query 1 1 3"]);
+  expect(el.querySelectorAll(".heads button")[1]).toBe(button);
+  expect(button?.getAttribute("aria-pressed")).toBe("true");
+  expect(el.textContent).toContain("d reads:");
+  view.show({ title: "Fewer", names: ["layer", "head"], layers: ["0"], heads: ["0"], queries: others, keys: others, note: "", size: [4, 4] });
+  await new Promise((done) => setTimeout(done));
+  expect(asked.slice(-3)).toEqual(["heads 0", "tile 0 0 0,4 0,4", "query 0 0 3"]);
+  expect(el.querySelectorAll(".heads button").length).toBe(1);
+});

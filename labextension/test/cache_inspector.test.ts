@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import sample from "../samples/cache_inspector.json";
-import { cacheInspector, type Numbers, type Page, type Picture, type Row } from "../src/views/cache_inspector";
+import { cacheInspector, type News, type Numbers, type Page, type Picture, type Row } from "../src/views/cache_inspector";
 import { saved } from "./saved";
 
 const soon = (wait = 60) => new Promise((done) => setTimeout(done, wait));
@@ -182,4 +182,103 @@ test("ten thousand tensors are asked for a page at a time", async () => {
   const { options } = await shown({ rows: (from, end) => (asked.push(from), Promise.resolve({ total: 10_000, rows: rows(from, end) })), numbers: () => Promise.resolve({}) }, { total: 10_000, rows: rows(0, 60) }, 10_000);
   expect(options().length).toBeLessThan(60);
   expect(asked).toEqual([]);
+});
+
+// A cache that is being filled -------------------------------------------------------------------
+
+const many = (from: number, end: number): Row[] => Array.from({ length: end - from }, (_, at) => [from + at, `h.${from + at}.output`, null, [2], "float32", 8, from + at]);
+const news = (count: number, rows: Row[], further: Partial<News> = {}): News => ({ count, size: 8 * count, rows, rest: false, stale: [], ...further });
+
+test("a view that opened empty says that more is to come, and shows what comes", async () => {
+  const asked: number[] = [];
+  const { el, view, options } = await shown({ rows: (from) => (asked.push(from), Promise.resolve({ total: 0, rows: [] })) }, { total: 0, rows: [] }, 0);
+  view.setGrowing(true);
+  expect(el.textContent).toContain("Nothing was kept yet: the pass goes on.");
+  view.grow(news(2, many(0, 2)));
+  expect(options().map((it) => it.querySelector("code")?.textContent)).toEqual(["h.0.output", "h.1.output"]);
+  expect(el.querySelector(".bar")?.textContent).toContain("2 tensors, 16 B · more to come");
+  view.setGrowing(false);
+  expect(el.querySelector(".bar")?.textContent).not.toContain("more to come");
+  expect(el.textContent).not.toContain("Nothing was kept");
+  expect(asked).toEqual([]); // what came was told
+});
+
+test("what is chosen, and where the list stands, stay while more comes", async () => {
+  const { el, view, did, options } = await shown({ rows: (from, end) => Promise.resolve({ total: 130, rows: many(from, Math.min(end, 130)) }) }, { total: 130, rows: many(0, 60) }, 130);
+  const list = el.querySelector("[role=listbox]") as HTMLElement;
+  list.dispatchEvent(new KeyboardEvent("keydown", { key: "End", bubbles: true }));
+  await soon();
+  list.dispatchEvent(new KeyboardEvent("keydown", { key: "End", bubbles: true }));
+  await soon();
+  const [chosen, top] = [options().find((it) => it.getAttribute("aria-selected") === "true"), list.scrollTop];
+  expect(chosen?.textContent).toContain("h.129.output");
+  const before = did.filter(([what]) => what === "picture").length;
+  view.grow(news(200, many(130, 190)));
+  await soon();
+  expect(options().find((it) => it.getAttribute("aria-selected") === "true")).toBe(chosen); // the same element: no click on it is lost
+  expect(list.scrollTop).toBe(top);
+  expect(options().some((it) => it.textContent?.includes("h.131.output"))).toBe(true);
+  expect(did.filter(([what]) => what === "picture").length).toBe(before);
+});
+
+test("only rows that are in sight and were not told are asked for", async () => {
+  const asked: number[] = [];
+  const { el, view, options } = await shown({ rows: (from, end) => (asked.push(from), Promise.resolve({ total: 5000, rows: many(from, end) })) }, { total: 1, rows: many(0, 1) }, 1);
+  view.grow(news(5000, many(1, 61)));
+  await soon();
+  expect(asked).toEqual([]);
+  expect(options().length).toBeLessThan(60);
+  const list = el.querySelector("[role=listbox]") as HTMLElement;
+  list.dispatchEvent(new KeyboardEvent("keydown", { key: "End", bubbles: true }));
+  await soon();
+  expect(asked).toEqual([4980]);
+  expect(options().at(-1)?.textContent).toContain("h.4999.output");
+});
+
+test("a row that changed is drawn anew, and its numbers are asked for again", async () => {
+  const { view, did, options } = await shown();
+  const asked = did.filter(([what]) => what === "numbers").length;
+  view.grow(news(3, [[0, "model.h.0.mlp[0].output", null, [2, 3, 4], "lost", 0, 0]], { stale: [0] }));
+  await soon();
+  expect(options()[0]?.querySelector("code")?.textContent).toBe("model.h.0.mlp[0].output");
+  expect(options()[0]?.textContent).toContain("lost");
+  expect(did.filter(([what]) => what === "numbers").slice(asked)).toEqual([["numbers", [0]]]);
+});
+
+test("where more rows changed than are told, those in sight are asked for", async () => {
+  const named = (from: number, end: number): Row[] => many(from, end).map(([number, name, ...further]) => [number, `${name}[0]`, ...further]);
+  const asked: number[] = [];
+  const { view, options } = await shown({ rows: (from, end) => (asked.push(from), Promise.resolve({ total: 500, rows: named(from, end) })) }, { total: 500, rows: many(0, 60) }, 500);
+  view.grow(news(500, [], { rest: true, stale: null }));
+  await soon();
+  expect(asked).toEqual([0]);
+  expect(options()[0]?.querySelector("code")?.textContent).toBe("h.0.output[0]");
+});
+
+test("a search that is on takes in what comes too", async () => {
+  let there = 3;
+  const { el, view, options } = await shown({ rows: (from, end, words) => Promise.resolve({ total: words ? there : 100, rows: many(0, there).slice(from, end) }) }, { total: 100, rows: many(0, 60) }, 100);
+  const search = el.querySelector("input[type=search]") as HTMLInputElement;
+  search.value = "h.";
+  search.dispatchEvent(new Event("input"));
+  await soon(250);
+  expect(options().length).toBe(3);
+  there = 5;
+  view.grow(news(140, many(100, 140)));
+  await soon();
+  expect(options().length).toBe(5);
+});
+
+test("a page that was loaded again while the cache grew asks for its first rows", async () => {
+  const asked: number[] = [];
+  const { options } = await shown({ rows: (from, end) => (asked.push(from), Promise.resolve({ total: 9, rows: many(from, Math.min(end, 9)) })) }, { total: 0, rows: [] }, 9);
+  expect(asked).toEqual([0]);
+  expect(options().length).toBe(9);
+});
+
+test("what Python tells of a cache that grew is shown", async () => {
+  const { el, view, options } = await shown({}, { total: 0, rows: [] }, 0);
+  for (const told of sample.news) view.grow(told as unknown as News);
+  expect(options().map((it) => it.querySelector("code")?.textContent)).toEqual(["model.0[0].output", "model.1.output", "model.0[1].output"]);
+  expect(el.querySelector(".bar")?.textContent).toContain("3 tensors, 24 B");
 });

@@ -87,3 +87,12 @@ test("a stop is asked for, a failure and a kernel that is gone are told", async 
   const { el: empty } = await shown(0);
   expect(empty.textContent).toContain("No picture yet");
 });
+
+test("what has no map, and why, is told below the pictures", async () => {
+  const { el, view } = await shown(1);
+  const line = () => el.querySelector("p.soft") as HTMLElement;
+  expect(line().classList.contains("hidden")).toBe(true);
+  view.about({ title: "Denoising", prompt: "", tokens: [], note: "Attention maps of the first 24 of <b>30 tokens." });
+  await soon();
+  expect([line().textContent, line().classList.contains("hidden")]).toEqual(["Attention maps of the first 24 of <b>30 tokens.", false]);
+});

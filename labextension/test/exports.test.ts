@@ -17,7 +17,7 @@ function place(): HTMLElement {
 
 function treeShown() {
   const el = place();
-  const view = moduleTree(el, { select: () => undefined, about: () => new Promise(() => undefined) });
+  const view = moduleTree(el, { select: () => undefined, overlay: () => undefined, about: () => new Promise(() => undefined) });
   view.setNodes(tree.title, nodes);
   return { el, view };
 }

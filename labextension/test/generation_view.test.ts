@@ -63,6 +63,49 @@ test("the arrow keys go over steps and branches, and tell", async () => {
   expect(el.querySelectorAll(".pair .likely").length).toBe(2);
 });
 
+test("a generation whose kernel falls silent is cut off, and goes on when it speaks again", async () => {
+  const { el, view } = await shown({}, [{ ...sample.lanes[0], state: "running" }] as Lane[]);
+  const stop = () => [...el.querySelectorAll("button")].find((it) => it.textContent === "Stop")?.classList.contains("hidden");
+  expect([el.textContent?.includes("generating …"), stop()]).toEqual([true, false]);
+  view.unanswered(true);
+  await soon();
+  expect(el.textContent).toContain("cut off: what came so far is kept");
+  expect(el.querySelector(".lanes tbody th.name")?.textContent).toContain(" · cut off");
+  expect([el.textContent?.includes("generating …"), stop()]).toEqual([false, true]);
+  view.unanswered(false);
+  await soon();
+  expect([el.textContent?.includes("generating …"), stop()]).toEqual([true, false]);
+});
+
+test("a fork that a dead kernel cannot hear says so in words of its own", async () => {
+  const { el } = await shown({ fork: () => Promise.reject(new Error("Cannot send")) });
+  press(el, "Home");
+  press(el, "ArrowRight");
+  (el.querySelector("[data-fork]") as HTMLElement).dispatchEvent(new MouseEvent("pointerdown", { bubbles: true }));
+  (el.querySelector("[data-fork]") as HTMLElement).click();
+  await soon();
+  expect(el.querySelector("section .trouble")?.textContent).toContain("The fork could not be asked for: the kernel is gone.");
+  expect(el.textContent).not.toContain("Cannot send");
+});
+
+test("a generation that cannot be forked says why, and offers none", async () => {
+  const { el, view } = await shown();
+  const about = { title: "", prompt: [], layers: [], measures: [] };
+  press(el, "Home");
+  press(el, "ArrowRight");
+  const why = () => [...el.querySelectorAll("section > p.soft:not(.hidden)")].map((it) => it.textContent);
+  expect(why()).toEqual([]);
+  view.about({ ...about, forks: false, unforkable: "a fork runs the cell once more, and cannot: it calls <b>" });
+  await soon();
+  expect(why()).toEqual(["No forks: a fork runs the cell once more, and cannot: it calls <b>."]);
+  expect(el.querySelector("form")?.classList.contains("hidden")).toBe(true);
+  expect(el.querySelectorAll("[data-fork]").length).toBe(0);
+  view.about({ ...about, forks: true, unforkable: "" });
+  await soon();
+  expect(why()).toEqual([]);
+  expect(el.querySelectorAll("[data-fork]").length).toBeGreaterThan(0);
+});
+
 test("a likely token, a typed one or an edit forks at the step", async () => {
   const { el, did } = await shown();
   press(el, "Home");

@@ -1,6 +1,8 @@
 import { expect, test } from "vitest";
 import sample from "../samples/lens_grid.json";
 import { lensGrid, type Measure } from "../src/views/lens_grid";
+import lens from "../src/widgets/lens_grid";
+import { FakeModel } from "./fake_model";
 import { saved } from "./saved";
 
 function shown() {
@@ -77,4 +79,36 @@ test("a cell that is selected elsewhere tells what else was likely in it, once",
   await Promise.resolve();
   expect(el.querySelector(".top code")?.textContent).toBe("·Paris");
   expect(canvas.style.outlineOffset).toBe("-2px"); // its place cuts off what stands out
+});
+
+test("another result of the same size takes its place: the measure and the cell stay", async () => {
+  const asked: number[][] = [];
+  const el = document.createElement("div");
+  const view = lensGrid(el, { select: () => undefined, top: (...at) => (asked.push(at), Promise.resolve([])), measure: () => undefined });
+  const lens = { ...sample, note: "", measures: sample.measures as Measure[], values: sample.values.map((all) => new Float32Array(all)) };
+  view.show(lens);
+  view.setMeasure(1);
+  view.mark(0, 1);
+  view.show({ ...lens, title: "After", values: lens.values.map((all) => all.map((value) => value / 2)) });
+  expect([el.querySelector("b")?.textContent, (el.querySelector("select") as HTMLSelectElement).selectedIndex]).toEqual(["After", 1]);
+  expect(asked).toEqual([[0, 1], [0, 1]]); // what else is likely there now
+  expect(el.textContent).toContain(`${sample.names[0]} ${sample.rows[0]}`); // the cursor stands where it was
+  view.show({ ...lens, rows: lens.rows.slice(0, 1), measures: lens.measures.slice(0, 1) });
+  expect(asked.length).toBe(2);
+  view.setMeasure(0);
+});
+
+test("one message that changes several traits is drawn once", async () => {
+  const state = { ...sample, chooses: [], note: "", first: [0, 0], measure: 0, values: sample.values.map((all) => new DataView(new Float32Array(all).buffer)) };
+  const model = new FakeModel(state);
+  const el = document.createElement("div");
+  const end = lens.render({ model, el });
+  let drawn = 0;
+  const seen = new MutationObserver((changes) => (drawn += changes.some((it) => it.target.nodeName === "B") ? 1 : 0));
+  seen.observe(el, { childList: true, subtree: true, characterData: true });
+  Object.assign(model.state, { title: "After", values: state.values });
+  for (const name of ["title", "texts", "values"]) model.tell(`change:${name}`);
+  await new Promise((done) => setTimeout(done));
+  expect([el.querySelector("b")?.textContent, drawn]).toEqual(["After", 1]);
+  end();
 });

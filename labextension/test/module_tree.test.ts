@@ -9,11 +9,12 @@ function shown(nodes: Nodes = sampled) {
   const el = document.createElement("div");
   document.body.replaceChildren(el);
   const chosen: string[] = [];
-  const view = moduleTree(el, { select: (path) => chosen.push(path), about: () => Promise.resolve(about) });
+  const laid: boolean[] = [];
+  const view = moduleTree(el, { select: (path) => chosen.push(path), about: () => Promise.resolve(about), overlay: (isOn) => laid.push(isOn) });
   view.setNodes(sample.title, nodes);
   const rows = () => [...el.querySelectorAll('[role="treeitem"]')] as HTMLElement[];
   const press = (key: string) => el.querySelector('[role="tree"]')?.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-  return { el, view, chosen, rows, press };
+  return { el, view, chosen, laid, rows, press };
 }
 
 test("the tree opens down to what its first block holds", () => {
@@ -82,4 +83,50 @@ test("shapes that are learned later leave the tree as it was opened", () => {
   view.setNodes(sample.title, { ...sampled, output: sampled.name.map(() => 1), outputs: ["", "float32[2, 2]"] });
   expect(rows()).toHaveLength(before);
   expect(rows()[0]?.textContent).toContain("float32[2, 2]");
+});
+
+const button = (el: HTMLElement, text: string) => [...el.querySelectorAll("button")].find((one) => one.textContent === text) as HTMLButtonElement;
+
+test("what can be reached is asked for by its button, and said by words at each row and above", () => {
+  const { el, view, laid, press } = shown();
+  const lay = button(el, "Reach");
+  lay.click();
+  expect(laid).toEqual([true]);
+  expect(el.querySelector(".reach")?.classList.contains("hidden")).toBe(true); // Python has not told it yet
+  view.setReach(sample.reach);
+  expect(lay.getAttribute("aria-pressed")).toBe("true");
+  expect(el.querySelector(".spoken")?.textContent).toBe("what can be reached is shown");
+  const panel = el.querySelector(".reach") as HTMLElement;
+  expect(panel.textContent).toContain(sample.reach.backend);
+  for (const { label, words } of sample.reach.kinds) expect(panel.textContent).toContain(`${label}1${words}`);
+  expect(panel.textContent).toContain("The other 5 modules");
+  const row = [...el.querySelectorAll('[role="treeitem"]')].find((it) => it.querySelector(".kind"));
+  expect(row?.querySelector("code")?.textContent).toBe("1");
+  expect(row?.querySelector(".kind")?.textContent).toBe("compiled");
+  press("Home");
+  lay.click();
+  expect(laid).toEqual([true, false]);
+  view.setReach({});
+  expect(el.querySelectorAll(".kind")).toHaveLength(0);
+  expect(panel.classList.contains("hidden")).toBe(true);
+});
+
+test("a kind's button shows its modules, and again all of them", () => {
+  const { el, view, rows } = shown();
+  view.setReach({ backend: "<b>", kinds: [{ label: "never called", words: "<i>", rows: [4, 5] }, { label: "compiled", words: "w", rows: [4, 4] }] });
+  expect(el.querySelector(".reach p b + *, .reach i")).toBeNull(); // what Python tells is text
+  const before = rows().length;
+  button(el, "never called").click();
+  expect(rows().map((row) => [...row.querySelectorAll(".kind")].map((it) => it.textContent))).toEqual([[], [], ["never called", "compiled"], ["never called"]]);
+  expect(rows()[2]?.querySelector(".kind")?.className).toBe("kind less");
+  button(el, "never called").click();
+  expect(rows()).toHaveLength(before);
+});
+
+test("rows that are no more leave the list of kinds as it can be", () => {
+  const { el, view } = shown();
+  view.setReach({ backend: "", kinds: [{ label: "compiled", words: "", rows: [3, 99] }] });
+  expect(el.querySelector(".reach .number")?.textContent).toBe("3");
+  view.setReach({ backend: "", kinds: [] });
+  expect(el.querySelector(".reach")?.textContent).toContain("6 modules: input");
 });

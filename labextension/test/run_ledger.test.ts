@@ -3,7 +3,7 @@ import sample from "../samples/run_ledger.json";
 import { Refused } from "../src/kit/requests";
 import { runLedger, type About, type Compared, type Row } from "../src/views/run_ledger";
 
-function shown(rows = sample.rows as Row[]) {
+function shown(rows = sample.rows as unknown as Row[]) {
   const el = document.createElement("div");
   document.body.replaceChildren(el);
   const asked: [string, unknown][] = [];
@@ -78,4 +78,17 @@ test("without runs it says what fills it, and prompts are text", () => {
   const row = [...(sample.rows[0] as unknown as Row)] as Row;
   row[3] = "<img src=x onerror=alert(1)>";
   expect(shown([row]).el.querySelector("img")).toBeNull();
+});
+
+test("a run that failed says so in its row, and why below", async () => {
+  const rows = sample.rows.map((row) => [...row]) as unknown as Row[];
+  (rows[0] as Row)[8] = "ZeroDivisionError: <b>division";
+  const about = { ...sample.about, failed: "ZeroDivisionError: <b>division" };
+  const el = document.createElement("div");
+  const view = runLedger(el, { about: () => Promise.resolve(about as unknown as About), compare: () => Promise.reject(new Error()), again: () => Promise.resolve(), export: () => Promise.resolve(""), choose: () => undefined, show: () => undefined });
+  view.setRows(rows);
+  expect([...el.querySelectorAll(".failed")].map((it) => [it.textContent, it.getAttribute("title")])).toEqual([["failed", "ZeroDivisionError: <b>division"]]);
+  (el.querySelector("tbody tr[tabindex]") as HTMLElement).click();
+  await new Promise((done) => setTimeout(done));
+  expect(el.querySelector(".trouble")?.textContent).toBe("It failed: ZeroDivisionError: <b>division");
 });

@@ -160,6 +160,7 @@ opening.register(
     tree="insitu.widgets.opening:tree",
     view="insitu.widgets.opening:view",
     run="insitu.widgets.opening:stepper",
+    job_html="insitu.widgets.job_record:html_of",
 )
 
 elsewhere.register("insitu.remote.client.tracer:begin")

@@ -252,6 +252,24 @@ def test_attention_is_read_by_head_and_token_and_zoomed(notebook):
     assert_near(numbers_of(saved(notebook, view, "CSV", "attention.csv")), expected)
 
 
+def assert_stands_in_a_cell_below(notebook, view, code):
+    """The program of a run is put into a cell that runs; it is taken out again."""
+    before = len(notebook.cells())
+    view.get_by_role("button", name="Insert below").click()
+    view.get_by_text("It stands in the cell below.").first.wait_for()
+    cells = notebook.cells()
+    assert (len(cells), cells[PATCHES + 1]["source"]) == (before + 1, code)
+    notebook.python("exact = None")
+    notebook.run(PATCHES + 1)
+    assert not notebook.errors(), notebook.errors()[0]
+    assert "share restored" in str(notebook.cells()[PATCHES + 1]["outputs"])
+    assert_told(
+        notebook, "torch.allclose(exact.values, patches.exact.values[2:4, 9:11], atol=1e-6)", True
+    )
+    notebook.command("notebook:delete-cell")
+    assert len(notebook.cells()) == before
+
+
 def test_brushed_patches_are_run_exactly(notebook):
     view = notebook.cell(PATCHES).locator(".insitu-patch_map")
     canvas = view.locator("canvas")
@@ -269,6 +287,7 @@ def test_brushed_patches_are_run_exactly(notebook):
     notebook.python(
         f"{code}\nassert torch.allclose(exact.values, patches.exact.values[2:4, 9:11], atol=1e-6)"
     )
+    assert_stands_in_a_cell_below(notebook, view, code)
     canvas.press("Enter")
     assert_told(notebook, "insitu.selection.as_dict()['token']", 9)
     saved_patches = saved(notebook, view, "CSV", "patches.csv")

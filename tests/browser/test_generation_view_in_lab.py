@@ -131,3 +131,78 @@ def test_a_generation_fills_is_stopped_and_forks(lab):
     reviewed(notebook, 1, "generation_view")
     assert notebook.said == []
     assert lab.outside == []
+
+
+DYING = (
+    "import os, signal\n"
+    "def dies(model):\n"
+    "    if next(steps) == 12:\n"
+    "        while not pathlib.Path('go').exists(): time.sleep(0.02)\n"
+    "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    "    model.layers[0].resid_post[:] += 0\n"
+    "view = watch_generation(model, 'Once', max_new_tokens=60, edit=dies)"
+)
+
+
+def test_a_kernel_that_dies_mid_stream_leaves_what_came_and_says_so(lab):
+    notebook = open_cells(lab, HELD)
+    page = notebook.page
+    write(notebook, 1, DYING)
+    begin(notebook, 1)
+    view = page.locator(".insitu-generation_view")
+    view.locator(".lanes .token").nth(11).wait_for()
+    view.locator("[name=edit]").fill("model.layers[2]")
+    assert "generating" in view.inner_text()
+    came = view.locator(".lanes .token").all_inner_texts()
+
+    (lab.root / "go").touch()
+    page.locator(".jp-Dialog button").first.click()  # JupyterLab's own word about it
+    view.locator(".trouble", has_text="The kernel does not answer").wait_for()
+    assert view.count() == 1
+    assert view.locator(".lanes .token").all_inner_texts() == came
+    assert len(came) == 12
+
+    view.locator(".lanes .token").nth(3).click()  # what came can still be looked at
+    assert view.get_by_role("heading", name="Step 3").first.inner_text().startswith("Step 3")
+    assert view.locator("[name=edit]").input_value() == "model.layers[2]"
+    view.get_by_text("cut off: what came so far is kept").wait_for()
+    assert "generating" not in view.inner_text()
+    assert view.get_by_role("button", name="Stop").count() == 0
+    view.get_by_role("button", name="Fork at step 3").click()
+    view.get_by_text("The fork could not be asked for: the kernel is gone.").wait_for()
+    page.wait_for_timeout(500)
+    reviewed(notebook, 1, "generation_view_dead")
+    assert notebook.said == []
+    assert lab.outside == []
+
+
+FORKED = [
+    "%load_ext insitu\nimport insitu\nmodel, seen = insitu.LanguageModel('demo'), []",
+    "%%trace model 'The Eiffel Tower is in the city of' --generate 8 --view generation\n"
+    "for step in tracer.iter[:]:\n"
+    "    seen.append(step)\n"
+    "    model.layers[1].resid_post[:, -1] *= 1.2",
+    "pass",
+]
+
+
+def test_a_cells_generation_forks_with_what_the_cell_wrote(lab):
+    notebook = open_cells(lab, FORKED)
+    view = notebook.cell(1).locator(".insitu-generation_view")
+    view.locator(".lanes .token").nth(7).wait_for()
+    view.locator(".lanes .token").nth(2).click()
+    view.locator(".likely button:not(:disabled)").first.click()
+    view.locator(".lanes tbody tr").nth(1).locator(".token.forced").wait_for()
+    states = "[branch['state'] for branch in model_view.lanes]"
+    notebook.python(
+        "import gc\nfrom insitu.widgets import GenerationView\n"
+        "model_view = next(it for it in gc.get_objects() if isinstance(it, GenerationView))"
+    )
+    assert eventually(notebook, lambda: told(notebook, states), ["done", "done"]) == ["done"] * 2
+    same = "[[it.id for it in model_view.fork(3, model_view.branches[0].own[3].id).own], "
+    same += "[it.id for it in model_view.branches[0].own[3:]]]"
+    again, main = told(notebook, same)
+    assert again == main
+    assert told(notebook, "seen") == list(range(8))
+    assert view.get_by_text("No forks").count() == 0
+    assert notebook.said == lab.outside == []

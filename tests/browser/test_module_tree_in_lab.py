@@ -30,6 +30,19 @@ def test_a_click_and_the_arrow_keys_select_in_python(lab):
     for key in ("Home", "ArrowDown", "ArrowDown"):
         notebook.page.keyboard.press(key)
     assert_prints(notebook, 1, "selected transformer.wte Embedding\n")
+
+    view.get_by_role("button", name="Reach").focus()
+    notebook.page.keyboard.press("Enter")
+    view.get_by_text("As it is run here: float32 on cpu, sdpa attention").wait_for()
+    assert told(notebook, "tree.overlay") is True
+    view.get_by_role("button", name="never called: show these 1").click()
+    held = view.get_by_role("treeitem").filter(has_text="never called")
+    assert held.locator("code").all_inner_texts() == ["h"]
+    reviewed(notebook, 0, "module_tree_reach")
+    rows = list(csv.reader(io.StringIO(saved(notebook, view, "CSV", "modules.csv"))))
+    reach = {row[0]: row[5] for row in rows}
+    assert reach["transformer.h"] == "never called"
+    assert reach["transformer.h.3.attn"] == "fused attention"
     assert notebook.said == lab.outside == []
 
 

@@ -812,3 +812,13 @@ def test_a_replaced_module_is_asked_for_again(net, model, x, one):
     with pytest.raises(SourceError, match="two is another module now"):
         with model.trace(x):
             kept.output
+
+
+def test_a_long_call_of_an_imported_function_is_recognized_in_its_files_text():
+    attention = nn.MultiheadAttention(8, 2)  # torch's own: it calls `F.…` with 23 arguments
+    model, x = NNsight(attention), torch.rand(1, 3, 8)
+    with torch.no_grad(), model.trace(x, x, x):
+        pieces = model.source.F_multi_head_attention_forward_1.output
+        told = model.output
+    for piece, tensor in zip(pieces, told, strict=True):
+        assert torch.equal(piece, tensor)

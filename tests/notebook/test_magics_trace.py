@@ -242,7 +242,7 @@ def test_a_generation_fills_with_what_the_cell_made_of_it(cell, displayed):
     assert [step.id for step in steps] == ids
     assert all(len(step.texts) == 4 for step in steps)
     assert view.branches[0].state == "done"
-    assert not view.forks  # a fork would run without the cell
+    assert view.forks  # by running the cell again: see test_fork_again.py
     cell(f"%%trace model {PROMPT} --generate 2 --view generation --quiet\npass")
     assert displayed[-1].forks
 

@@ -129,6 +129,32 @@ def test_a_step_is_small_and_late_views_are_told_all(sd):
     assert max(sizes[1::2]) + PICTURE_BYTES < 50_000
 
 
+def test_tokens_without_a_map_are_told(sd):
+    few = DenoisingView.of([torch.ones(2, 2)], tokens=["a"] * 24)
+    many = DenoisingView.of([torch.ones(2, 2)], tokens=["a"] * 25)
+    assert (few.note, len(many.tokens)) == ("", 24)
+    assert many.note == "Attention maps of the first 24 of 25 tokens."
+    assert many.note in many.text()
+    assert many.note in many.html()
+    assert watch_denoising(sd, "red " * 14, num_inference_steps=1, seed=0).note == ""
+    drawn = watch_denoising(sd, "red " * 28, num_inference_steps=1, seed=0)
+    assert len(drawn.tokens) == sd.pipeline.tokenizer.model_max_length - 2
+    assert drawn.note == "Attention maps of the first 14 of 28 tokens; the model reads 14."
+    assert watch_denoising(sd, PROMPT, num_inference_steps=1, seed=0).note == ""
+
+
+def test_a_denoiser_whose_attention_is_not_read_is_told(sd, monkeypatch):
+    monkeypatch.setattr("insitu.widgets.denoising_view.crossings", lambda _: [])
+    view = watch_denoising(sd, PROMPT, num_inference_steps=1, seed=0)
+    assert view.note == (
+        "No attention maps: they are read of the cross-attention of U-Nets, and "
+        "UNet2DConditionModel is none."
+    )
+    assert view.steps[0].maps is None
+    plain = watch_denoising(sd, PROMPT, num_inference_steps=1, seed=0, maps=False)
+    assert plain.note == ""
+
+
 def test_pictures_may_be_anything_that_has_colours():
     given = [
         torch.full((3, 4, 4), float("nan")),

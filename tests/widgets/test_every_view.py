@@ -116,14 +116,19 @@ def test_show_opens_the_view_that_suits(llm):
 
 
 def test_the_trees_sample_is_what_python_sends():
-    tree = WIDGETS["module_tree"]()
-    paths = [name for name, _ in small_net().named_modules()]
+    net = small_net()
+    model = NNsight(net)
+    tree = ModuleTree(model)
+    net[1].compile(backend="eager")
+    tree.overlay = True
+    paths = [name for name, _ in net.named_modules()]
     nodes = {
         **tree.nodes,
         "numbers": np.frombuffer(tree.nodes["numbers"], "<i4").tolist(),
         "sizes": np.frombuffer(tree.nodes["sizes"], "<f8").tolist(),
     }
-    assert sample("module_tree") == {"title": tree.title, "nodes": nodes, "paths": paths}
+    told = {"title": tree.title, "nodes": nodes, "paths": paths, "reach": tree.reach}
+    assert sample("module_tree") == told
 
 
 def test_a_tree_counts_what_torch_counts_and_shows_shapes_after_a_pass(llm):

@@ -10,7 +10,7 @@ import torch
 from asking import rows_of
 from torch import nn
 
-from insitu import NNsight
+from insitu import NNsight, UsageError
 from insitu.widgets import ModuleTree
 
 
@@ -258,3 +258,141 @@ def test_many_passes_are_told_in_few_messages(net, x, trees):
     while tree.marks.get("read") != [2, 2]:  # the last news comes too
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# What can be reached ------------------------------------------------------------------------------
+
+
+class Offloaded:
+    """Stands where accelerate puts the hook of weights that are brought in for each call."""
+
+    offload = True
+
+
+def reached(tree):
+    """The paths of each kind."""
+    module = tree._node()._module
+    paths = [name for name, _ in module.named_modules()]
+    return {
+        kind["label"]: [
+            path
+            for first, last in zip(kind["rows"][::2], kind["rows"][1::2], strict=True)
+            for path in paths[first : last + 1]
+        ]
+        for kind in tree.reach.get("kinds", [])
+    }
+
+
+def mixed():
+    """A module of every kind."""
+    made = {"__name__": "made"}
+    exec("def forward(self, x):\n    return x", made)
+    textless = type("Textless", (nn.Module,), {"forward": made["forward"]})()
+    meta = nn.Linear(2, 2, device="meta")
+    offloaded = nn.Linear(2, 2)
+    offloaded._hf_hook = Offloaded()
+    compiled = nn.Linear(2, 2)
+    compiled.compile(backend="eager")
+    inside = nn.Linear(2, 2)
+    inside.forward = torch.compile(inside.forward, backend="eager")
+    copies = nn.DataParallel(nn.Sequential(nn.ReLU()))
+    copies.device_ids = [0, 1]
+    parts = {
+        "copies": copies, "held": nn.ModuleList([nn.ReLU()]), "textless": textless, "meta": meta,
+        "offloaded": offloaded, "compiled": compiled, "inside": inside, "plain": nn.Linear(2, 2),
+    }  # fmt: skip
+    return nn.Sequential(torch.nn.modules.container.OrderedDict(parts))
+
+
+def test_the_overlay_says_which_modules_are_not_open_to_a_block_in_all_ways(trees):
+    net = mixed()
+    model = NNsight(net)
+    tree = trees(model)
+    assert (tree.overlay, tree.reach) == (False, {})
+    tree.overlay = True
+    assert reached(tree) == {
+        "out of reach": ["copies.module", "copies.module.0"],
+        "own values alone": ["copies"],
+        "never called": ["held"],
+        "no operations": ["textless"],
+        "compiled": ["compiled", "inside"],
+        "not loaded": ["meta"],
+        "offloaded": ["offloaded"],
+    }
+    assert tree.reach["backend"] == "float32 on cpu, float32 not loaded"
+    tree.overlay = False
+    assert tree.reach == {}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_what_the_overlay_says_is_what_a_block_meets(x, trees):
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(5, 5)))
+    net = nn.Sequential(scripted, nn.Linear(5, 5))
+    model = NNsight(net)
+    tree = trees(model)
+    tree.overlay = True
+    assert reached(tree) == {"out of reach": ["0.0"], "own values alone": ["0"]}
+    with model.trace(x):
+        model[0].output[:] = 0
+        own = model[1].input.clone()
+    assert not own.any()
+    with pytest.raises(UsageError, match="cannot be reached"), model.trace(x):
+        model[0][0].output
+
+
+def test_fused_attention_is_told_where_it_is_used(llm, trees):
+    tree = trees(llm)
+    tree.overlay = True
+    attention = [f"transformer.h.{layer}.attn" for layer in range(4)]
+    assert reached(tree)["fused attention"] == attention
+    assert tree.reach["backend"] == "float32 on cpu, sdpa attention"
+    part = trees(llm.transformer.h[1])
+    part.overlay = True
+    assert reached(part) == {"fused attention": ["attn"]}
+
+
+def test_the_overlay_follows_what_a_model_becomes(trees):
+    model = NNsight(nn.Sequential(nn.Linear(2, 2)))
+    tree = trees(model)
+    tree.overlay = True
+    assert reached(tree) == {}
+    model._module.append(nn.ModuleList())
+    model._module.insert(0, nn.Linear(2, 2))
+    model._module.pop(2)
+    model._module[0].compile(backend="eager")
+    with model.trace(torch.rand(1, 2)):
+        model[1].output
+    marked(tree)
+    assert reached(tree) == {"compiled": ["0"]}
+
+
+def test_the_twins_tell_the_overlay_while_it_is_on(trees):
+    net = mixed()
+    model = NNsight(net)
+    tree = trees(model)
+    before = tree.text(), tree.html()
+    assert "What a block can reach" not in "".join(before)
+    tree.overlay = True
+    text, html = tree.text(), tree.html()
+    assert text.startswith(before[0])
+    assert html.startswith(before[1])
+    assert "  compiled, 2 modules: compiled, inside\n" in text
+    assert "  3 of 12 modules: input, output, operations and all that is in them" in text
+    assert '<th scope="row">compiled</th><td>2 modules</td>' in html
+    assert "<script" not in html
+
+
+def test_an_overlay_of_a_model_that_is_gone_is_empty(trees):
+    tree = trees(NNsight(nn.Sequential(nn.ReLU())))
+    gc.collect()
+    tree.overlay = True
+    assert tree.reach == {}
+
+
+def test_ten_thousand_modules_are_looked_at_in_a_moment(trees):
+    model = NNsight(nn.ModuleList([nn.Linear(1, 1) for _ in range(10_000)]))
+    tree = trees(model)
+    began = time.monotonic()
+    tree.overlay = True
+    assert time.monotonic() - began < 1.5
+    assert reached(tree) == {"never called": [""]}

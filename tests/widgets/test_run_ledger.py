@@ -53,7 +53,36 @@ def test_a_trace_cell_is_noted_with_its_code_prompt_edits_and_effect(shell, caps
     assert len(entry.top) == len(entry.bare_top) == 5
     assert view.rows[0][0] == entry.number
     shell.run_cell("%%trace model 'Once' --quiet\nmodel.lm_head.output").raise_error()
-    assert len(ledger) == 1
+    _, quiet = ledger
+    assert (quiet.prompt, quiet.model, quiet.moved) == ("'Once'", entry.model, None)
+    assert 0 < quiet.run_s < 60
+
+
+@pytest.mark.parametrize("options", ["", " --quiet", " --generate 2"])
+def test_a_run_that_fails_is_noted_with_what_it_raised(shell, capsys, options):
+    cell = f"%%trace model 'Once'{options}\nmodel.transformer.h[0].output\n1 / 0"
+    assert isinstance(shell.run_cell(cell).error_in_exec, ZeroDivisionError)
+    (entry,) = ledger
+    assert entry.code == cell
+    assert (entry.failed, entry.moved) == ("ZeroDivisionError: division by zero", None)
+    view = RunLedger()
+    assert view.rows[0][8] == entry.failed
+    assert value_of(view, "about", number=entry.number)["failed"] == entry.failed
+    assert "failed: ZeroDivisionError: division by zero" in view.text()
+    assert "ZeroDivisionError" in view.html()
+    shell.run_cell("%%trace model 'Once'\nraise KeyboardInterrupt")
+    assert [it.failed for it in ledger][1:] == ["interrupted"]
+
+
+def test_what_never_ran_is_not_noted(shell, capsys):
+    for cell in (
+        "%%trace model 'Once' --nonsense\nmodel.output",
+        "%%trace nothing 'Once'\nmodel.output",
+        "%%trace model 'Once' --scan\nmodel.output",
+        "with model.trace('Once'):\n    model.output",
+    ):
+        shell.run_cell(cell)
+    assert len(ledger) == 0
 
 
 def test_a_run_is_run_again_from_the_view(shell, capsys):

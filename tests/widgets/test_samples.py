@@ -11,6 +11,7 @@ import pytest
 import torch
 from asking import ask
 
+from insitu import NNsight
 from insitu.methods.axes import Axis
 from insitu.methods.result import Result
 from insitu.widgets import (
@@ -71,7 +72,19 @@ def cache_inspector():
         "picture": answered(view, "picture", which=0, at=[1]),
         "hunt": ask(view, "hunt", start=0)[0]["value"],
         "place": ask(view, "place", layer=1, step=None, chosen=0)[0]["value"],
+        "news": news(),
     }
+
+
+def news():
+    """What is told of a cache that grows, at the end of its pass."""
+    twice = torch.nn.Identity()
+    told = []
+    with NNsight(torch.nn.Sequential(twice, torch.nn.ReLU(), twice)).trace(torch.ones(2)) as tracer:
+        view = tracer.cache(["0", "1"]).view()
+        view._arriving._heard = lambda is_over: is_over and view._tell()  # once, at the end
+        view.send = lambda content, buffers=None: told.append(content["news"])
+    return told
 
 
 def patch_map():
@@ -95,7 +108,7 @@ def denoising_view():
     view = DenoisingView.of([picture] * 2, maps=[maps, maps], tokens=[" <b>", "\n"], prompt="<b>\n")
     content, buffers = ask(view, "steps", first=0)
     return {
-        "traits": traits(view, "title", "prompt", "tokens", "state"),
+        "traits": traits(view, "title", "prompt", "tokens", "note", "state"),
         "steps": content["value"],
         "maps": [floats(part) for part in buffers[1::2]],
         "pictures": [bytes(part[1:4]).decode() for part in buffers[::2]],

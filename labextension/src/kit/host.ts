@@ -1,3 +1,5 @@
+import type { Book } from "./cells";
+
 /** What a widget is given by its host (JupyterLab, Notebook, VS Code, marimo), through anywidget. */
 export interface Model {
   get(name: string): unknown;
@@ -6,8 +8,8 @@ export interface Model {
   on(event: string, heard: (...args: never[]) => void): void;
   off(event: string, heard: (...args: never[]) => void): void;
   send(content: unknown, callbacks?: unknown, buffers?: ArrayBuffer[]): void;
-  /** In JupyterLab and Notebook 7: what knows the kernel. */
-  widget_manager?: { kernel?: Kernel | null };
+  /** In JupyterLab and Notebook 7: what knows the kernel and the notebook. */
+  widget_manager?: { kernel?: Kernel | null; context?: Book };
 }
 
 /** A kernel as the host sees it. */

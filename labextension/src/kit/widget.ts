@@ -18,6 +18,8 @@ export interface View {
   end(): void;
   /** Says that the kernel no longer answers, or does again; a line above the view does otherwise. */
   setGone?(isGone: boolean): void;
+  /** Hears of the same, where the line above the view says it. */
+  unanswered?(isGone: boolean): void;
 }
 
 export interface Opened {
@@ -95,7 +97,12 @@ export function widget(open: (opened: Opened) => View): { render(place: Place): 
       onSaid: (tell) => endings.hear(model, "msg:custom", tell as (content: never) => void),
     });
     const gone = goneLine(el);
-    spoke = kernelWatch(model, requests, endings, (isGone) => (view.setGone ? view.setGone(isGone) : gone(isGone)), () => isWaiting() || requests.isWaiting);
+    const tell = (isGone: boolean): void => {
+      view.unanswered?.(isGone);
+      if (view.setGone) view.setGone(isGone);
+      else gone(isGone);
+    };
+    spoke = kernelWatch(model, requests, endings, tell, () => isWaiting() || requests.isWaiting);
     endings.hear(model, "msg:custom", () => spoke());
     endings.add(() => view.end());
     return here;

@@ -35,6 +35,7 @@ export interface Asks {
 }
 
 export interface AttentionViewView {
+  /** Shows patterns; where others of the same layers, heads and size stood, what is chosen stays. */
   show(patterns: Patterns): void;
   /** Goes somewhere: null leaves an axis as it is, and what is nowhere leaves all. */
   mark(layer: number | null, head: number | null, token: number | null): void;
@@ -114,12 +115,9 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   function drawHeads({ shape, values }: Numbers): void {
     const [, rows = 0, columns = 0] = shape;
     replace(place);
-    replace(heads, ...patterns.heads.map((name, index) => {
-      const canvas = h("canvas", { width: columns || 1, height: rows || 1, "aria-hidden": "true" });
-      const part = values.subarray(index * rows * columns, (index + 1) * rows * columns);
-      paint(canvas, part, columns, rows);
-      return h("button", { type: "button", "aria-pressed": String(index === head), "aria-label": at_(1, visible(name)), click: () => choose(layer, index, query) }, canvas, h("span", { class: "soft" }, visible(name)));
-    }));
+    update(heads, ...patterns.heads.map((name, index) =>
+      h("button", { type: "button", "aria-pressed": String(index === head), "aria-label": at_(1, visible(name)), "data-at": index }, h("canvas", { width: columns || 1, height: rows || 1, "aria-hidden": "true" }), h("span", { class: "soft" }, visible(name)))));
+    heads.querySelectorAll("canvas").forEach((canvas, index) => paint(canvas, values.subarray(index * rows * columns, (index + 1) * rows * columns), columns, rows));
   }
 
   function drawMap(): void {
@@ -189,6 +187,7 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
   }
 
   const all = (): typeof window => ({ rows: [0, patterns.size[0]], columns: [0, patterns.size[1]] });
+  clicks(heads, "data-at", (at) => choose(layer, Number(at), query), endings);
   endings.listen(choice, "change", () => choose(choice.selectedIndex, head, query));
   clicks(tokens, "data-at", (at) => choose(layer, head, Number(at) < patterns.size[0] ? Number(at) : null), endings);
   endings.listen(whole, "click", () => {
@@ -198,9 +197,12 @@ export function attentionView(el: HTMLElement, asks: Asks): AttentionViewView {
 
   return {
     show(given) {
+      const isAlike = patterns.layers.length > 0 && (["layers", "heads", "size"] as const).every((name) => String(patterns[name]) === String(given[name]));
       patterns = given;
-      [layer, head, query] = [patterns.layers.length - 1, 0, patterns.size[0] ? patterns.size[0] - 1 : null];
-      window = all();
+      if (!isAlike) {
+        [layer, head, query] = [patterns.layers.length - 1, 0, patterns.size[0] ? patterns.size[0] - 1 : null];
+        window = all();
+      }
       title.textContent = patterns.title;
       note.textContent = patterns.note;
       replace(choice, ...patterns.layers.map((name) => h("option", {}, at_(0, visible(name)))));

@@ -8,10 +8,10 @@ import { Rows } from "../kit/rows";
 import { root, speaker } from "../kit/sheet";
 import { bytes, compact, tableBehind } from "../kit/table";
 import { trouble } from "../kit/trouble";
+import { type Page, Pages, type Row } from "./cache_pages";
 import { BINS, bins, histogram, type Spread } from "./histogram";
 
-/** Number, name, step where there are several, shape, kind, bytes, layer. */
-export type Row = [number, string, number | null, number[], string, number, number | null];
+export type { Page, Row };
 
 /** What of the shared selection a tensor is of. */
 export interface Of {
@@ -19,9 +19,15 @@ export interface Of {
   step?: number | null;
 }
 
-export interface Page {
-  total: number;
+/** What came to a cache while it is shown: how much there is now, and rows, those that changed first. */
+export interface News {
+  count: number;
+  size: number;
   rows: Row[];
+  /** Whether more rows changed than are told. */
+  rest: boolean;
+  /** Tensors whose numbers are out of date; null for all. */
+  stale: number[] | null;
 }
 
 export interface Numbers {
@@ -69,6 +75,10 @@ export interface Asks {
 export interface CacheInspectorView {
   /** With the first rows, where they are there already. */
   show(title: string, count: number, size: number, compares: boolean, first?: Page): void;
+  /** More has come, at the end; what is chosen and where the list stands stay. */
+  grow(news: News): void;
+  /** Whether a pass still fills it. */
+  setGrowing(isGrowing: boolean): void;
   /** Goes to a tensor by its number. */
   setChosen(number: number | null): void;
   /** Goes to the tensor of a layer and a step that were selected elsewhere. */
@@ -78,7 +88,6 @@ export interface CacheInspectorView {
 
 const HEIGHT = 24;
 const LIST_MAX = 264;
-const PAGE = 60;
 const SHEET = `
 .insitu-cache_inspector .list{margin-bottom:8px}
 .insitu-cache_inspector .row,.insitu-cache_inspector .headings{display:grid;gap:10px;align-items:center;white-space:nowrap;padding:0 8px;
@@ -105,10 +114,9 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   const view = root(el, "cache_inspector", SHEET);
   const say = speaker(view);
   let compares = false;
-  let pages = new Map<number, Row[]>();
   const known = new Map<number, Numbers>();
-  let asked = new Set<number>();
-  let [total, count, chosen] = [0, 0, -1];
+  let [count, chosen] = [0, -1];
+  let isGrowing = false;
   let wanted: Wanted = { which: -1 };
   let picture: Picture | null = null;
 
@@ -137,35 +145,35 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
 
   // The table -------------------------------------------------------------------------------------
 
-  const row = (index: number): Row | undefined => pages.get(Math.floor(index / PAGE))?.[index % PAGE];
-  let generation = 0;
-
-  function reset(first?: Page): void {
-    pages = new Map();
-    asked = new Set();
-    generation++;
-    if (!first) return fetchPage(0);
-    asked.add(0);
-    take(0, first);
-  }
-
-  function fetchPage(page: number): void {
-    if (asked.has(page)) return;
-    asked.add(page);
-    const mine = generation;
-    asks.rows(page * PAGE, (page + 1) * PAGE, search.value.trim()).then((given) => mine === generation && take(page, given), failed);
-  }
-
-  function take(page: number, given: Page): void {
-    pages.set(page, given.rows);
-    if (page === 0 || given.total !== total) {
-      total = given.total;
-      rows.setCount(total);
-      if (!total) replace(place, h("p", { class: "soft" }, count ? "No name holds these words." : "This cache is empty: nothing was kept."));
-      else replace(place);
-    } else rows.refresh();
+  const pages = new Pages(asks.rows, () => search.value.trim(), (isOther) => {
+    if (isOther) rows.setCount(pages.total), tellNone();
+    else rows.refresh();
     arrive();
     fetchNumbers();
+  }, (error) => failed(error));
+  const row = (index: number): Row | undefined => pages.row(index);
+
+  function tellNone(): void {
+    const why = count ? "No name holds these words." : isGrowing ? "Nothing was kept yet: the pass goes on." : "This cache is empty: nothing was kept.";
+    replace(place, pages.total ? null : h("p", { class: "soft" }, why));
+  }
+
+  function resize(howMany: number, size: number): void {
+    count = howMany;
+    rows.setHeight(Math.min(LIST_MAX, Math.max(howMany, 2) * HEIGHT + 4));
+    summary = `${compact(howMany)} tensors, ${bytes(size)}`;
+    told.textContent = `${summary}${isGrowing ? " · more to come" : ""}`;
+  }
+
+  function grow({ count: now, size, rows: came, rest, stale }: News): void {
+    resize(now, size);
+    if (stale === null) known.clear();
+    else stale.forEach((number) => known.delete(number));
+    pages.grow(now, came, rest, seen);
+    rows.setCount(pages.total);
+    tellNone();
+    fetchNumbers();
+    if (chosen >= 0 && (stale === null || stale.includes(chosen))) open(wanted);
   }
 
   let counting = false;
@@ -187,17 +195,17 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     });
   }
 
-  let shown: number[] = [];
+  let [shown, seen]: [number[], number[]] = [[], []];
   let soon = 0;
   function draw(index: number): HTMLElement {
     if (!shown.length) {
       clearTimeout(soon);
-      soon = window.setTimeout(() => (fetchNumbers(), (shown = [])), 30);
+      soon = window.setTimeout(() => (fetchNumbers(), ([seen, shown] = [shown, []])), 30);
     }
     shown.push(index);
     const it = row(index);
     if (!it) {
-      fetchPage(Math.floor(index / PAGE));
+      pages.want(index);
       return h("div", { class: "row soft", role: "option" }, "…");
     }
     const [number, name, , shape, kind, size] = it;
@@ -257,9 +265,9 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
     [going, isAsked] = [number, isOwn];
     if (search.value.trim()) {
       search.value = "";
-      reset();
+      pages.reset();
     }
-    fetchPage(Math.floor(number / PAGE));
+    pages.want(number);
     arrive();
   }
 
@@ -333,36 +341,40 @@ export function cacheInspector(el: HTMLElement, asks: Asks): CacheInspectorView 
   let typing = 0;
   endings.listen(search, "input", () => {
     clearTimeout(typing);
-    typing = window.setTimeout(() => reset(), 120);
+    typing = window.setTimeout(() => pages.reset(), 120);
   });
   endings.listen(hunting, "click", () => {
     hunting.disabled = true;
     void hunt().catch(failed).then(() => (hunting.disabled = false));
   });
   endings.listen(rows.element, "keydown", (event) => {
-    const index = Math.max(-1, [...Array(total).keys()].findIndex((at) => row(at)?.[0] === chosen));
-    const steps: Record<string, number> = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: total - 1, PageDown: index + 10, PageUp: index - 10 };
+    const index = Math.max(-1, [...Array(pages.total).keys()].findIndex((at) => row(at)?.[0] === chosen));
+    const steps: Record<string, number> = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: pages.total - 1, PageDown: index + 10, PageUp: index - 10 };
     const next = steps[(event as KeyboardEvent).key];
-    if (next === undefined || !total) return;
+    if (next === undefined || !pages.total) return;
     event.preventDefault();
-    const to = Math.min(Math.max(next, 0), total - 1);
+    const to = Math.min(Math.max(next, 0), pages.total - 1);
     if (row(to)) choose(to);
     else rows.show(to);
   });
 
   return {
     show(named, howMany, size, withOther, first) {
-      [count, compares] = [howMany, withOther];
+      compares = withOther;
       title.textContent = named;
-      rows.setHeight(Math.min(LIST_MAX, Math.max(howMany, 2) * HEIGHT + 4));
-      summary = `${compact(howMany)} tensors, ${bytes(size)}`;
-      told.textContent = summary;
+      resize(howMany, size);
       view.style.setProperty("--numbers", String((compares ? APART.length : NUMBERS.length) + 1));
       replace(headings, h("span", {}, "tensor"), h("span", {}, "kind"), h("span", { class: "number" }, "bytes"), ...(compares ? APART.map(([, name]) => name) : [...NUMBERS]).map((name) => h("span", { class: "number" }, name)), h("span", { class: "number" }, "NaN, ∞"));
       chosen = -1;
       known.clear();
       about.classList.add("hidden");
-      reset(first);
+      pages.reset(first?.total === howMany ? first : undefined);
+    },
+    grow,
+    setGrowing(given) {
+      isGrowing = given;
+      told.textContent = `${summary}${isGrowing ? " · more to come" : ""}`;
+      tellNone();
     },
     setChosen(number) {
       if (number !== null && number !== chosen && number < count) goTo(number);

@@ -29,7 +29,7 @@ export interface Asks {
 }
 
 export interface DenoisingViewer {
-  about(about: { title: string; prompt: string; tokens: string[] }): void;
+  about(about: { title: string; prompt: string; tokens: string[]; note?: string }): void;
   state(state: State): void;
   step(step: Step): void;
   mark(step: number | null): void;
@@ -67,13 +67,14 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
   const scrub = h("div", { class: "scrub" }, h("span", { class: "soft" }, "step"), range);
   const whole = h("div", { class: "whole" });
   const trouble = h("div");
+  const note = h("p", { class: "soft hidden", style: "margin:0 0 4px" });
   const columns = ["step", "timestep", "change"];
   const places = tableBehind("Where each word is looked at in this step", ["token", "lowest", "highest", "mean", "highest at row, column"], attention, "Attention of this step as a table");
   const looks = h("div", { class: "bar hidden" }, places, h("span", { class: "grow" }), exporting({ name: "attention", rows: () => [["step", "token", "row", "column", "weight"], ...steps.flatMap(weights)] }));
   const rows = (): (string | number)[][] => steps.map((step) => [step.number, step.timestep ?? Number.NaN, step.change ?? Number.NaN]);
   view.append(
     h("div", { class: "bar" }, title, prompt, news, stop, h("span", { class: "grow" }), exporting({ name: "denoising", canvas: whole_, rows: () => [columns, ...rows()] })),
-    trouble, strip, scrub, whole, tableBehind("Steps", columns, rows), looks,
+    trouble, strip, scrub, whole, note, tableBehind("Steps", columns, rows), looks,
   );
 
   function address(number: number): string {
@@ -209,6 +210,8 @@ export function denoisingView(el: HTMLElement, asks: Asks): DenoisingViewer {
       ({ tokens } = given);
       title.textContent = given.title;
       prompt.textContent = visible(given.prompt);
+      note.textContent = given.note ?? "";
+      note.classList.toggle("hidden", !given.note);
       void fetch();
       later();
     },

@@ -37,6 +37,8 @@ export interface Measure {
 
 export class Generation {
   lanes: Lane[] = [];
+  /** Whether no more is heard of what is running. */
+  isCut = false;
   private readonly own = new Map<number, { steps: Step[]; known: number }>();
 
   /** A step has come; by its number in the whole text. Gives whether those before it are here. */

@@ -48,7 +48,7 @@ export class Lanes {
     const beside = this.generation.beside(branch);
     const rows = this.generation.ordered().map(({ lane, depth }) => {
       const steps = this.generation.steps(lane.number);
-      const state = PARTS[lane.state] ?? lane.state;
+      const state = this.generation.isCut && lane.state === "running" ? "cut off" : (PARTS[lane.state] ?? lane.state);
       const cells = numbers.map((number) => this.cell(lane.number, number, number < lane.start ? undefined : steps[number], number < lane.start));
       const name = `${"  ".repeat(depth)}${depth ? "↳ " : ""}${visible(lane.why)}${depth ? ` at ${lane.start}` : ""}`;
       return h(

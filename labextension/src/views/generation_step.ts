@@ -1,6 +1,7 @@
 /** One step of a generation: what else was likely, branch beside branch, and where to fork. */
 import { clicks, h, replace, update, visible } from "../kit/dom";
 import type { Endings } from "../kit/host";
+import { Refused } from "../kit/requests";
 import { compact } from "../kit/table";
 import { trouble } from "../kit/trouble";
 import type { Step } from "./generation_data";
@@ -46,6 +47,7 @@ export const STEP_SHEET = `
 .insitu-generation_view .pair.two>:nth-child(2) h4{border-color:var(--orange)}
 `;
 const PATIENCE_MS = 4000;
+const GONE = "The fork could not be asked for: the kernel is gone.\nWatch the generation again when it is back.";
 
 export class StepPanel {
   readonly element = h("section", { "aria-label": "The selected step" });
@@ -55,13 +57,14 @@ export class StepPanel {
   private readonly edit = h("input", { name: "edit", "aria-label": "An edit of the model, in Python", placeholder: "an edit: model.layers[2].mlp_out[:] = 0", spellcheck: "false" });
   private readonly button = h("button", { type: "submit" }, "Fork");
   private readonly form = h("form", { class: "forking" }, this.button, this.token, this.edit);
+  private readonly without = h("p", { class: "soft hidden" });
   private at = { branch: 0, step: 0 };
 
   constructor(
     private readonly asks: Asks,
     endings: Endings,
   ) {
-    this.element.append(this.sides, this.form, this.news);
+    this.element.append(this.sides, this.form, this.without, this.news);
     endings.listen(this.form, "submit", (event) => {
       event.preventDefault();
       const [token, edit] = [this.token.value, this.edit.value];
@@ -85,8 +88,10 @@ export class StepPanel {
     if (this.edit.value !== edit) this.edit.value = edit;
   }
 
-  show(at: { branch: number; step: number }, shown: Shown[], forks: boolean): void {
+  show(at: { branch: number; step: number }, shown: Shown[], { forks, unforkable = "" }: { forks: boolean; unforkable?: string }): void {
     this.at = at;
+    this.without.textContent = forks || !unforkable ? "" : `No forks: ${unforkable}.`;
+    this.without.classList.toggle("hidden", !this.without.textContent);
     this.form.classList.toggle("hidden", !forks);
     this.button.textContent = `Fork at step ${at.step}`;
     this.sides.classList.toggle("two", shown.length > 1);
@@ -120,7 +125,7 @@ export class StepPanel {
       this.write({});
       this.asks.draft({}, false);
     } catch (error) {
-      replace(this.news, trouble(error));
+      replace(this.news, error instanceof Refused ? trouble(error) : h("div", { class: "trouble" }, GONE));
     } finally {
       clearTimeout(late);
     }

@@ -16,6 +16,8 @@ export interface About {
   layers: string[];
   measures: Measure[];
   forks: boolean;
+  /** Why there are no forks, though there is a model. */
+  unforkable?: string;
 }
 
 export interface Asks {
@@ -40,6 +42,8 @@ export interface GenerationViewer {
   draft(draft: Draft): void;
   /** Goes to a step, and to a layer by its number from the first; null leaves it as it is. */
   mark(step: number | null, layer?: number | null): void;
+  /** The kernel no longer answers, or does again. */
+  unanswered(isGone: boolean): void;
   end(): void;
 }
 
@@ -192,14 +196,14 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
     pairs.classList.toggle("two", shown.length > 1);
     scrub.classList.toggle("hidden", steps.length < 2);
     panel.element.classList.toggle("hidden", !steps.length);
-    panel.show({ branch: at.branch, step: at.step }, shown.map((branch) => ({ branch, name: name(branch), step: generation.steps(branch)[at.step] })), about.forks);
+    panel.show({ branch: at.branch, step: at.step }, shown.map((branch) => ({ branch, name: name(branch), step: generation.steps(branch)[at.step] })), about);
   }
 
   function tellState(): void {
     const focus = generation.lanes[at.branch];
-    const words: Record<string, string> = { waiting: "waiting for the kernel …", running: "generating …", stopped: "stopped: what came so far is kept", failed: "failed", done: "" };
+    const words: Record<string, string> = { waiting: "waiting for the kernel …", running: generation.isCut ? "cut off: what came so far is kept" : "generating …", stopped: "stopped: what came so far is kept", failed: "failed", done: "" };
     state.textContent = words[generation.lanes.find((lane) => lane.state === "running")?.state ?? focus?.state ?? ""] ?? "";
-    stop.classList.toggle("hidden", !isRunning() || !about.forks);
+    stop.classList.toggle("hidden", !isRunning() || !about.forks || generation.isCut);
     replace(troubles, ...generation.lanes.filter((lane) => lane.trouble).map((lane) => h("div", { class: "trouble", role: "alert" }, [`${name(lane.number)}: ${lane.trouble?.what}`, lane.trouble?.why, lane.trouble?.next].filter(Boolean).join("\n"))));
   }
 
@@ -276,6 +280,11 @@ export function generationView(el: HTMLElement, asks: Asks): GenerationViewer {
       const had = generation.lanes.length;
       generation.lanes = given;
       for (const lane of given.slice(had)) void fetch(lane.number);
+      tellState();
+      later();
+    },
+    unanswered(isGone) {
+      generation.isCut = isGone;
       tellState();
       later();
     },

@@ -37,6 +37,7 @@ export interface Asks {
 }
 
 export interface LensGridView {
+  /** Shows a result; where another of the same size stood, its cell and the measure stay. */
   show(lens: Lens): void;
   setMeasure(number: number): void;
   /** Puts the cursor somewhere: nowhere for NaN, where it is on an axis for null. */
@@ -125,17 +126,20 @@ export function lensGrid(el: HTMLElement, asks: Asks): LensGridView {
 
   return {
     show(given) {
+      const isAlike = given.rows.length === lens.rows.length && given.columns.length === lens.columns.length;
       lens = given;
-      measure = 0;
-      last = null;
+      measure = Math.min(measure, Math.max(lens.measures.length - 1, 0));
+      if (!isAlike) last = null;
       map.canvas.setAttribute("aria-label", `${named(0)} by ${named(1)}`);
       title.textContent = lens.title;
       note.textContent = lens.note;
       replace(choice, ...lens.measures.map(({ quantity }) => h("option", {}, quantity)));
+      choice.selectedIndex = measure;
       choice.classList.toggle("hidden", lens.measures.length < 2);
-      replace(top);
+      if (!last) replace(top);
       topOf = "";
       draw();
+      if (last) tellTop(last.row, last.column);
     },
     setMeasure(number) {
       if (number === measure || number >= lens.measures.length) return;

@@ -7,6 +7,7 @@ import { Rows } from "../kit/rows";
 import { root, speaker } from "../kit/sheet";
 import { compact, short } from "../kit/table";
 import { trouble } from "../kit/trouble";
+import { type Reach, REACH_SHEET, ReachOf } from "./module_reach";
 
 type Column = ArrayLike<number>;
 
@@ -57,12 +58,16 @@ export interface Asks {
   /** With the layer that it is, or is in, where the user chose it. */
   select(path: string, layer: number | null): void;
   about(row: number): Promise<About>;
+  /** Whether what a block can reach is to be shown. */
+  overlay(isOn: boolean): void;
 }
 
 export interface ModuleTreeView {
   /** New modules, or what has been learned of them, with their marks. */
   setNodes(title: string, nodes: Nodes, marks?: Marks): void;
   setMarks(marks: Marks): void;
+  /** Shows what a block can reach at each module; nothing of it when it is given nothing. */
+  setReach(reach: Reach): void;
   /** Goes to the module of a path; `""` is the root, and where nothing was chosen yet nothing is. */
   setSelected(path: string): void;
   /** Marks the module of the layer that is selected, wherever it was. */
@@ -96,7 +101,7 @@ const SHEET = `
 .insitu-module_tree .about{overflow-wrap:anywhere;font-size:12.5px}
 .insitu-module_tree .about .entry{margin:0 0 5px}.insitu-module_tree .about .entry .soft{font-size:11.5px}
 @media (max-width:640px){.insitu-module_tree .sides{grid-template-columns:1fr}}
-`;
+${REACH_SHEET}`;
 
 export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   const endings = new Endings();
@@ -114,16 +119,18 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   let isMarked = false;
   let standing = -1;
   let [layer, layerRow] = [null as number | null, -1];
+  let reached: Reach = {};
 
   const title = h("b");
   const search = h("input", { type: "search", placeholder: "Search modules", "aria-label": "Search modules by path or class" });
   const count = h("span", { class: "soft" });
   const legend = h("span", { class: "soft hidden", style: "white-space:nowrap" }, ...SIGNS.slice(0, 3).flatMap(([name, sign, words]) => [h("span", { class: `mark ${name}`, "aria-hidden": "true" }, sign), ` ${words}  `]));
   const place = h("button", { type: "button", class: "hidden", title: "Show where the pass stands", click: () => reveal(standing) });
+  const reach = new ReachOf(asks.overlay, sought);
   const about = h("div", { class: "about", "aria-live": "polite" });
   const rows = new Rows(HEIGHT, draw, endings, { role: "tree", tabindex: "0", "aria-label": "Modules" });
   rows.setHeight(HIGH);
-  view.append(h("div", { class: "bar" }, title, search, count, legend, place, h("span", { class: "grow" }), exporting({ name: "modules", svg: picture, rows: table })), h("div", { class: "sides" }, rows.element, about));
+  view.append(h("div", { class: "bar" }, title, search, count, legend, place, h("span", { class: "grow" }), reach.button, exporting({ name: "modules", svg: picture, rows: table })), reach.element, h("div", { class: "sides" }, rows.element, about));
 
   const path = (row: number): string => {
     const parts: string[] = [];
@@ -157,7 +164,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     if (words) {
       found = new Set();
       for (let row = 0; row < nodes.name.length; row++)
-        if (path(row).toLowerCase().includes(words) || kind(row).toLowerCase().includes(words)) {
+        if (path(row).toLowerCase().includes(words) || kind(row).toLowerCase().includes(words) || reach.of(row).some(({ label }) => label === words)) {
           hits++;
           for (let at = row; at >= 0 && !found.has(at); at = nodes.parent[at] ?? -1) found.add(at);
         }
@@ -189,6 +196,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
       h("code", {}, ...(row === 0 ? [nodes.name[0] || "model"] : marked(nodes.name[row] ?? ""))),
       h("span", { class: "soft" }, ...marked(kind(row))),
       row === layerRow ? h("span", { class: "here" }, "selected layer") : null,
+      ...reach.chips(row),
       output ? h("span", { class: "soft mono out", title: output }, `→ ${output}`) : null,
       h("span", { class: "soft size", title: "parameters" }, nodes.size[row] ? short(nodes.size[row] ?? 0) : ""),
     );
@@ -216,6 +224,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
           { text: isMarked ? `${sign || " "} ` : "", colour: ORANGE },
           { text: row === 0 ? nodes.name[0] || "model" : (nodes.name[row] ?? "") },
           { text: `  ${kind(row)}${output ? `  → ${output}` : ""}`, colour: SOFT },
+          { text: reach.of(row).map(({ label }) => `  [${label}]`).join(""), colour: ORANGE },
         ],
         end: nodes.size[row] ? short(nodes.size[row] ?? 0) : "",
         isTinted: row === selected,
@@ -227,7 +236,16 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   /** All modules, folded or not. */
   function table(): (string | number)[][] {
     const words = (row: number): string => SIGNS.filter((_, bit) => (marks[row] ?? 0) & (1 << bit)).map(([name]) => name).join(" ");
-    return [["path", "class", "parameters", "output", "marks"], ...nodes.name.map((_, row) => [path(row), kind(row), nodes.size[row] ?? 0, nodes.outputs[nodes.output[row] ?? 0] ?? "", words(row)])];
+    const head = ["path", "class", "parameters", "output", "marks", ...(reach.isOn ? ["reach"] : [])];
+    const limits = (row: number): string[] => (reach.isOn ? [reach.of(row).map(({ label }) => label).join("; ")] : []);
+    return [head, ...nodes.name.map((_, row) => [path(row), kind(row), nodes.size[row] ?? 0, nodes.outputs[nodes.output[row] ?? 0] ?? "", words(row), ...limits(row)])];
+  }
+
+  function sought(words: string): void {
+    search.value = search.value === words ? "" : words;
+    seek();
+    rows.show(0);
+    say(`${words}: ${count.textContent}`);
   }
 
   function toggle(row: number, to = !opened.has(row)): void {
@@ -303,6 +321,7 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
       ...entry("parameters", Object.entries(told.parameters).map(([name, shape]) => `${name}  [${shape.join(", ")}]`).join("\n")),
       ...entry("device", told.devices.join(", ")),
       ...entry("forward", told.source),
+      ...reach.of(row).flatMap(({ label, words }) => entry(label, words)),
       ...entry("a pass stands at", told.paused),
     );
   }
@@ -350,10 +369,11 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
   });
 
   return {
-    setNodes(named, given, done = {}) {
-      const isSame = given.name.length === nodes.name.length && given.name.every((name, row) => name === nodes.name[row] && given.parent[row] === nodes.parent[row]);
-      nodes = given;
+    setNodes(named, told, done = {}) {
+      const isSame = told.name.length === nodes.name.length && told.name.every((name, row) => name === nodes.name[row] && told.parent[row] === nodes.parent[row]);
+      nodes = told;
       mark(done);
+      reach.take(reached, nodes.name.length);
       if (isSame && nodes.name.length) return rows.refresh(); // shapes have been learned since
       title.textContent = named;
       [depth, ends] = shapeOf(nodes.parent);
@@ -366,6 +386,14 @@ export function moduleTree(el: HTMLElement, asks: Asks): ModuleTreeView {
     },
     setMarks(given) {
       if (mark(given)) rows.refresh();
+    },
+    setReach(told) {
+      const isLaid = told.kinds !== undefined;
+      if (isLaid !== reach.isOn) say(isLaid ? "what can be reached is shown" : "the modules alone are shown");
+      else if (!isLaid) return;
+      reached = told;
+      reach.take(reached, nodes.name.length);
+      seek();
     },
     setSelected(wanted) {
       if (wanted === (selected < 0 ? "" : path(selected))) return;

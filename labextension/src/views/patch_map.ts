@@ -32,6 +32,9 @@ export interface State {
 export interface Asks {
   run(layers: number[], places: number[]): Promise<unknown>;
   select(layer: number, place: number): void;
+  /** Puts a new cell below the one the view stands in; false where the page does not let it. */
+  insert(code: string): boolean;
+  copy(text: string): Promise<void>;
 }
 
 export interface PatchMapView {
@@ -69,7 +72,15 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
   const chart = h("div");
   const taken = h("div", { class: "hidden" }, exporting({ name: "agreement", svg: () => chart.querySelector("svg"), rows: () => everything((at) => Number.isFinite(exact[at]) && Number.isFinite(patches.estimated[at])) }));
   const code = h("pre", { class: "hidden", "aria-label": "The program of the last run" });
-  const copy = h("button", { type: "button", class: "hidden", click: () => void navigator.clipboard?.writeText(code.textContent ?? "") }, "Copy the code");
+  const taken_ = h("span", { class: "soft" });
+  const tell = (words: string): void => {
+    taken_.textContent = words;
+    say(words);
+  };
+  const copied = (words: string): void => void asks.copy(code.textContent ?? "").then(() => tell(words), () => tell("It could not be copied either; the lines below are what to write."));
+  const insert = h("button", { type: "button", title: "Put this program into a new cell below", click: () => (asks.insert(code.textContent ?? "") ? tell("It stands in the cell below.") : copied("This page does not let a view insert cells; the program was copied: paste it.")) }, "Insert below");
+  const copy = h("button", { type: "button", title: "Copy this program", click: () => copied("The program was copied.") }, "Copy the code");
+  const acts = h("div", { class: "bar hidden" }, insert, copy, taken_);
   // The last layer stands at the top, as in every view of layers.
   const flip = (row: number): number => patches.rows.length - 1 - row;
   const index = (row: number, column: number): number => row * patches.columns.length + column;
@@ -105,7 +116,7 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
 
   view.append(
     h("div", { class: "bar" }, title, note, run, news, h("span", { class: "grow" }), exporting({ name: "patches", canvas: () => map.canvas, svg: () => map.svg(), rows: () => everything() })),
-    wrong, hint, h("div", { class: "sides" }, map.element, h("div", {}, chart, taken)), h("div", { class: "bar" }, copy), code, behind,
+    wrong, hint, h("div", { class: "sides" }, map.element, h("div", {}, chart, taken)), acts, code, behind,
   );
 
   function draw(): void {
@@ -156,7 +167,8 @@ export function patchMap(el: HTMLElement, asks: Asks): PatchMapView {
     },
     setCode(text) {
       code.textContent = text;
-      for (const element of [code, copy]) element.classList.toggle("hidden", !text);
+      taken_.textContent = "";
+      for (const element of [code, acts]) element.classList.toggle("hidden", !text);
     },
     mark(layer, place) {
       const isHere = layer >= 0 && place >= 0 && layer < patches.rows.length && place < patches.columns.length;

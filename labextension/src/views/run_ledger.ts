@@ -7,8 +7,8 @@ import { root, speaker } from "../kit/sheet";
 import { compact, tableBehind } from "../kit/table";
 import { trouble } from "../kit/trouble";
 
-/** Number, time of day, model, prompt, edits, moved, likeliest token, seconds. */
-export type Row = [number, string, string, string, number, number | null, string, number];
+/** Number, time of day, model, prompt, edits, moved, likeliest token, seconds, what went wrong. */
+export type Row = [number, string, string, string, number, number | null, string, number, string];
 
 export interface About {
   code: string;
@@ -18,6 +18,7 @@ export interface About {
   run_s: number;
   bare_s: number | null;
   at: string;
+  failed: string;
   top: [string, number][];
   bare_top: [string, number][];
 }
@@ -63,6 +64,7 @@ const SHEET = `
 .insitu-run_ledger pre div{white-space:pre}
 .insitu-run_ledger pre .first{background:#3b78b833}.insitu-run_ledger pre .second{background:#d9822b33}
 .insitu-run_ledger .sides{display:grid;grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:16px;margin-top:8px}
+.insitu-run_ledger .failed{color:var(--bad);font-weight:600}
 .insitu-run_ledger .one{color:var(--blue)}.insitu-run_ledger .other{color:var(--orange)}
 .insitu-run_ledger label{display:inline-flex;gap:5px;align-items:center}
 @media (max-width:700px){.insitu-run_ledger .sides{grid-template-columns:1fr}}
@@ -90,7 +92,7 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
   view.append(h("div", { class: "bar" }, count, compare, again, h("label", { class: "soft", title: "Give torch the seed of that run first" }, seeded, "with its seed"), take, news, h("span", { class: "grow" }), exporting({ name: "runs", rows: table })), wrong, list, below);
 
   function table(): (string | number)[][] {
-    return [["run", "time", "model", "prompt", "edits", "moved_tv", "next_token", "seconds"], ...rows.map((row) => row.map((it) => it ?? ""))];
+    return [["run", "time", "model", "prompt", "edits", "moved_tv", "next_token", "seconds", "failed"], ...rows.map((row) => row.map((it) => it ?? ""))];
   }
 
   function enable(): void {
@@ -103,7 +105,7 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
   function draw(): void {
     count.textContent = rows.length === 1 ? "1 run" : `${compact(rows.length)} runs`;
     if (!rows.length) {
-      replace(list, h("p", { class: "soft", style: "margin:6px 10px" }, "No runs yet: each %%trace cell that shows its card is noted here."));
+      replace(list, h("p", { class: "soft", style: "margin:6px 10px" }, "No runs yet: each %%trace cell that runs is noted here."));
       replace(below);
       enable();
       return;
@@ -122,7 +124,7 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
     enable();
   }
 
-  function drawRow([number, time, model, prompt, edits, moved, token, seconds]: Row): HTMLElement {
+  function drawRow([number, time, model, prompt, edits, moved, token, seconds, wrong]: Row): HTMLElement {
     const tick = h("input", { type: "checkbox", checked: ticked.includes(number), "data-key": `tick${number}`, "aria-label": `Tick run ${number}`, change: () => toggle(number) });
     return h(
       "tr", { tabindex: "0", "data-key": `row${number}`, "aria-selected": String(number === open), click: (event: MouseEvent) => event.target !== tick && void about(number), keydown: (event: KeyboardEvent) => keyed(event, number) },
@@ -133,7 +135,7 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
       h("td", { class: "prompt", title: prompt }, h("code", {}, visible(prompt))),
       h("td", { class: "number" }, edits || ""),
       h("td", { class: "number", title: "Total variation from the bare model" }, moved === null ? "" : moved.toFixed(2)),
-      h("td", {}, h("code", {}, visible(token))),
+      h("td", {}, wrong ? h("span", { class: "failed", title: wrong }, "failed") : h("code", {}, visible(token))),
       h("td", { class: "number" }, compact(Number(seconds.toPrecision(3)))),
     );
   }
@@ -174,6 +176,7 @@ export function runLedger(el: HTMLElement, asks: Asks): RunLedgerView {
       replace(
         below,
         h("div", { class: "bar", style: "margin:8px 0 0" }, h("b", {}, `Run ${number}`), h("span", { class: "soft" }, facts.join(" · ")), copy),
+        told.failed ? h("div", { class: "trouble" }, `It failed: ${told.failed}`) : null,
         h("div", { class: "sides" },
           h("div", {}, h("pre", { "aria-label": "Code" }, told.code), ...told.edits.map((edit) => h("div", { class: "mono" }, visible(edit)))),
           likeliest(top, "without the block", "with it")),

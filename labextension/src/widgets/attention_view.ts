@@ -15,7 +15,7 @@ export default widget(({ el, get, answer, select, follow, onSelect }) => {
     query: (layer, head, query) => numbers("query", { layer, head, query }),
   });
   follow({
-    query_tokens: () =>
+    shown: () =>
       view.show({ title: get("title"), note: get("note"), names: get("names"), layers: get("layers"), heads: get("heads"), queries: get("query_tokens"), keys: get("key_tokens"), size: get("size") }),
   });
   onSelect((selection) => {

@@ -1,8 +1,8 @@
 import { floats } from "../kit/host";
 import { widget } from "../kit/widget";
-import { cacheInspector, type Picture } from "../views/cache_inspector";
+import { cacheInspector, type News, type Picture } from "../views/cache_inspector";
 
-export default widget(({ el, get, put, ask, answer, select, follow, onSelect }) => {
+export default widget(({ el, get, put, ask, answer, select, follow, onSelect, onSaid }) => {
   const view = cacheInspector(el, {
     rows: (first, end, words) => ask("rows", { first, end, words }),
     numbers: (which) => ask("numbers", { which }),
@@ -18,8 +18,10 @@ export default widget(({ el, get, put, ask, answer, select, follow, onSelect }) 
     },
     place: (layer, step, chosen) => ask("place", { layer, step, chosen }),
   });
+  view.show(get("title"), get("count"), get("size_bytes"), get("compares"), get("first")); // what comes later is news
+  onSaid<{ news?: News }>(({ news }) => news && view.grow(news));
   follow({
-    count: () => view.show(get("title"), get("count"), get("size_bytes"), get("compares"), get("first")),
+    growing: () => view.setGrowing(get("growing")),
     chosen: () => view.setChosen(get("chosen")),
   });
   onSelect(({ layer, step }) => view.follow({ layer, step }));

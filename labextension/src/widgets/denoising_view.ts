@@ -16,7 +16,7 @@ export default widget(({ el, get, ask, answer, select, follow, onSelect, expects
   });
   follow({
     state: () => view.state(get("state")),
-    "title prompt tokens": () => view.about({ title: get("title"), prompt: get("prompt"), tokens: get("tokens") }),
+    "title prompt tokens note": () => view.about({ title: get("title"), prompt: get("prompt"), tokens: get("tokens"), note: get("note") }),
     latest: () => {
       const told = get<Partial<Told>>("latest");
       if (told.number !== undefined) view.step({ ...(told as Told), maps: floats(told.maps as DataView) });

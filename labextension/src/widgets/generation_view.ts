@@ -21,7 +21,7 @@ export default widget(({ el, model, get, put, ask, select, follow, onSelect, exp
     steps: (branch, first) => ask("steps", { branch, first }),
   });
   follow({
-    "title prompt layers measures forks": () => view.about({ title: get("title"), prompt: get("prompt"), layers: get("layers"), measures: get("measures"), forks: get("forks") }),
+    "title prompt layers measures forks unforkable": () => view.about({ title: get("title"), prompt: get("prompt"), layers: get("layers"), measures: get("measures"), forks: get("forks"), unforkable: get("unforkable") }),
     measure: () => view.measure(get("measure")),
     lanes: () => view.lanes(get("lanes")),
     focus: () => view.focus(get("focus")),

@@ -9,14 +9,21 @@ export default widget(({ el, get, put, ask, select, follow, onSelect }) => {
     top: (row, column) => ask("top", { row, column }),
     measure: (number) => put("measure", number),
   });
+  const show = (): void =>
+    view.show({
+      title: get("title"), note: get("note"), names: get("names"), first: get("first"), rows: get("rows"), columns: get("columns"), texts: get("texts"), measures: get("measures"),
+      values: get<DataView[]>("values").map(floats),
+    });
+  show();
+  let isDue = true; // one message changes several traits: it is drawn once
   follow({
-    "title names rows columns texts measures values": () =>
-      view.show({
-        title: get("title"), note: get("note"), names: get("names"), first: get("first"), rows: get("rows"), columns: get("columns"), texts: get("texts"), measures: get("measures"),
-        values: get<DataView[]>("values").map(floats),
-      }),
+    "title note names rows columns texts measures values": () => {
+      if (!isDue) queueMicrotask(() => ((isDue = false), show()));
+      isDue = true;
+    },
     measure: () => view.setMeasure(get("measure")),
   });
+  isDue = false;
   onSelect((selection) => {
     const [row = null, column = null] = placesOf(get<Chooses[]>("chooses"), selection);
     view.mark(row, column);

@@ -8,10 +8,12 @@ export default widget(({ el, endings, get, put, ask, select, follow, onSelect })
       if (layer !== null) select({ layer });
     },
     about: (row) => ask("about", { row }),
+    overlay: (isOn) => put("overlay", isOn),
   });
   follow({
     nodes: () => view.setNodes(get("title"), nodesOf(get("nodes")), get("marks")),
     marks: () => view.setMarks(get("marks")),
+    reach: () => view.setReach(get("reach") ?? {}),
     selected: () => view.setSelected(get("selected")),
   });
   onSelect(({ layer }) => view.setLayer(layer ?? null));

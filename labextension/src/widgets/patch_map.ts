@@ -1,13 +1,16 @@
+import { insertBelow } from "../kit/cells";
 import { floats } from "../kit/host";
 import { type Chooses, placesOf, selected } from "../kit/places";
 import { widget } from "../kit/widget";
 import { patchMap, type State } from "../views/patch_map";
 
-export default widget(({ el, get, ask, select, follow, onSelect, expects }) => {
+export default widget(({ el, model, get, ask, select, follow, onSelect, expects }) => {
   const names: string[] = get("names");
   const view = patchMap(el, {
     run: (layers, places) => ask("run", { layers, places }),
     select: (row, column) => select(selected(get<Chooses[]>("chooses"), [row, column])),
+    insert: (code) => insertBelow(el, model, code),
+    copy: (text) => (navigator.clipboard ? navigator.clipboard.writeText(text) : Promise.reject(new Error("no clipboard"))),
   });
   follow({
     "title rows columns quantity estimated": () =>

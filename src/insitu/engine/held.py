@@ -14,9 +14,12 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from insitu.engine import misses, opening
+from insitu.engine.cache.activations import ActivationCache
+from insitu.engine.cache.options import Options as CacheOptions
+from insitu.engine.cache.start import start as start_cache
 from insitu.engine.edits import edited
 from insitu.engine.interleave import Pass
 from insitu.engine.order import INPUT, OUTPUT
@@ -104,6 +107,13 @@ class Run:
         run.view()
         """
         return opening.opened("run", self)
+
+    def cache(self, modules: Any = None, **options: Unpack[CacheOptions]) -> ActivationCache:
+        """Record from here on what modules return: `run.cache()`; its view fills as the pass goes.
+
+        Arguments and options are those of `tracer.cache`.
+        """
+        return start_cache(self._going(), modules, **options)
 
     def on_move(self, heard: Callable[[], None]) -> None:
         """Have a method called whenever the pass has moved by this handle; it is held weakly."""

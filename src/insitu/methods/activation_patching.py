@@ -27,6 +27,16 @@ from insitu.models.language import LanguageModel
 SOURCE = "Zhang & Nanda, Towards Best Practices of Activation Patching in Language Models (2023)"
 
 
+class Patched(Sweeping, total=False):
+    """What of all is patched, and how.
+
+    Attributes:
+        heads: which heads, all by default.
+    """
+
+    heads: Sequence[int] | None
+
+
 def activation_patching(
     model: LanguageModel,
     clean: Prompt,
@@ -34,7 +44,7 @@ def activation_patching(
     metric: Metric,
     of: str = "resid_pre",
     positions: Positions = None,
-    **sweeping: Unpack[Sweeping],
+    **sweeping: Unpack[Patched],
 ) -> Result:
     """Run the corrupted prompt with one activation of the clean one, for every activation.
 
@@ -43,6 +53,7 @@ def activation_patching(
         activation_patching(*pair, metric)                          # layer × pos
         activation_patching(*pair, metric, of="heads")              # layer × head
         activation_patching(*pair, metric, of="heads", positions="each")    # layer × pos × head
+        activation_patching(*pair, metric, of="heads", heads=[2], layers=[4])    # one patch
         activation_patching(*pair, metric, of="mlp", layers=[3, 4]).plot()
 
     Args:
@@ -52,7 +63,7 @@ def activation_patching(
         of: `resid_pre resid_mid resid_post attention mlp heads q k v`.
         positions: `"each"` position by itself, `"all"` at once, or some, each by itself; where
             there are heads it is "all" by default, else "each".
-        **sweeping: `layers=[…]` for some alone, `batch_size=` rows in a pass.
+        **sweeping: `layers=[…]` and `heads=[…]` for some alone, `batch_size=` rows in a pass.
 
     Returns:
         The share of the metric restored, `[layer, pos]`, `[layer, head]` or `[layer, pos, head]`:
@@ -62,12 +73,13 @@ def activation_patching(
     Raises:
         InputError: the prompts differ in their number of tokens.
         MetricError: it gives not one number a row, or the same for both sides.
-        UsageError: there is no such place, layer or position.
+        UsageError: there is no such place, layer, head or position.
     """
     site = site_of(of)
     ids = aligned(model, clean, corrupt)
     layers = chosen(sweeping.get("layers"), model.dims.n_layers, "layer")
-    masks, axes = patterns(model, site, positions, shared_labels(model, ids[0]))
+    labels = shared_labels(model, ids[0])
+    masks, axes = patterns(model, site, positions, labels, sweeping.get("heads"))
     sweep = Sweep(model, site, metric, sweeping.get("batch_size"))
     both = sweep.record(torch.cat(ids))
     source, base = both.part(0, len(ids[0])), both.part(len(ids[0]), len(both.ids))

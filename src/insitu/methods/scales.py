@@ -73,8 +73,10 @@ def rounded(value: float, limits: tuple[float, float]) -> str:
     """A number to as many places as tell it apart from others between these limits."""
     far = max(map(abs, limits))
     places = 3 if far <= 1.5 else 2 if far < 30 else 1 if far < 300 else 0
-    text = f"{value:.2e}" if 0 < far < 0.01 else f"{value:.{places}f}"
-    return text.removeprefix("-") if not text.strip("-0.") else text
+    if 0 < far < 0.01:
+        return f"{value:.2e}" if value else "0"  # minus zero is zero too
+    text = f"{value:.{places}f}"
+    return text if text.strip("-0.") else text.removeprefix("-")
 
 
 def visible(token: object) -> str:

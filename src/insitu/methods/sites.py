@@ -89,17 +89,20 @@ def site_of(name: str) -> Site:
 
 
 def patterns(
-    model: Any, site: Site, positions: Positions, labels: Sequence[str]
-) -> tuple[Tensor, list[Axis]]:
+    model: Any, site: Site, positions: Positions, labels: Sequence[str],
+    heads: Sequence[int] | None = None,
+) -> tuple[Tensor, list[Axis]]:  # fmt: skip
     """What to patch at once in a layer, and the axes of all of that together.
 
         patterns(model, site_of("heads"), "all", labels)    # [head, pos, head], (head,)
         patterns(model, site_of("mlp"), "each", labels)     # [pos, pos], (pos,)
+        patterns(model, site_of("q"), "all", labels, [3])   # [1, pos, head], (head,)
 
-    Where there are heads, each is by itself, at all positions by default; else each position is.
+    Where there are heads, each of those wanted is by itself, at all positions by default; else each
+    position is.
 
     Raises:
-        UsageError: there is no such position.
+        UsageError: there is no such position or head.
     """
     if isinstance(positions, str) and positions not in ("each", "all"):
         raise UsageError(
@@ -115,7 +118,14 @@ def patterns(
     axes = [] if together else [Axis("pos", [labels[at] for at in wanted])]
     if by_head:
         count = model.dims.n_kv_heads if site.name in ("k", "v") else model.dims.n_heads
-        heads = torch.eye(count, dtype=torch.bool)
-        masks = (masks[:, None, :, None] & heads[None, :, None, :]).flatten(0, 1)
-        axes = [*axes, Axis("head", range(count))]
+        these = chosen(heads, count, "head")
+        each = torch.eye(count, dtype=torch.bool)[these]
+        masks = (masks[:, None, :, None] & each[None, :, None, :]).flatten(0, 1)
+        axes = [*axes, Axis("head", these if heads is not None else range(count))]
+    elif heads is not None:
+        raise UsageError(
+            f"heads={list(heads)} was given for of={site.name!r}.",
+            f"{site.name!r} has positions, and no heads.",
+            "leave heads out, or patch one of heads, q, k and v.",
+        )
     return masks, axes

@@ -1,6 +1,7 @@
 """A `%%trace` cell in the ledger of runs, told by its card.
 
 note(operands, request, card, run_s)        # insitu.widgets.ledger has one run more
+note_plain(operands, request, run_s)        # of one without a card: it failed, or was to be quiet
 """
 
 import os
@@ -11,7 +12,7 @@ from IPython.core.getipython import get_ipython
 from insitu.notebook.card_facts import Card
 from insitu.notebook.operands import Operands
 from insitu.notebook.request import Request
-from insitu.twins.ledger import ledger
+from insitu.twins.ledger import failure, ledger
 
 _DEMO = os.path.join("models", "demo", "checkpoint")
 
@@ -37,9 +38,31 @@ def note(operands: Operands, request: Request, card: Card, run_s: float, random:
     )
 
 
-def note_job(request: Request, model: str, run_s: float) -> None:
-    """Add a run on a server to the ledger, told by its cell and its time."""
-    ledger.add(_cell(request), prompt=request.prompt, model=model, name=request.model, run_s=run_s)
+def note_plain(
+    operands: Operands, request: Request, run_s: float, random: str,
+    error: BaseException | None = None,
+) -> None:  # fmt: skip
+    """Add a run that has no card: its cell, its time, and what it raised."""
+    ledger.add(
+        _cell(request),
+        prompt=request.prompt,
+        model=type(operands.model._module).__name__,
+        name=operands.name,
+        origin=_origin(operands.model._module),
+        tokens=operands.tokens,
+        run_s=run_s,
+        random=random,
+        failed="" if error is None else failure(error),
+    )
+
+
+def note_job(
+    request: Request, model: str, run_s: float, error: BaseException | None = None
+) -> None:
+    """Add a run on a server to the ledger, told by its cell, its time, and what it raised."""
+    failed = "" if error is None else failure(error)
+    told = {"prompt": request.prompt, "model": model, "name": request.model}
+    ledger.add(_cell(request), **told, run_s=run_s, failed=failed)
 
 
 def _cell(request: Request) -> str:

@@ -54,6 +54,7 @@ def run(ip: Any, request: Request, whole: str, body: str) -> None:
         exec(code, ip.user_global_ns, ip.user_ns)
     except BaseException as error:
         prune(error.__traceback__)
+        note_job(request, tracer.model_name, time.perf_counter() - began, error)
         raise
     finally:
         ip.user_ns.pop(_TRACER, None)

@@ -67,6 +67,10 @@ class Session:
         noted.note(operands, self.request, card, run_s - recorder.seconds, self.random)
         return card
 
+    def note(self, run_s: float, error: BaseException | None = None) -> None:
+        """Note a run that has no card."""
+        noted.note_plain(self.operands, self.request, run_s, self.random, error)
+
     def _tracer(self) -> Tracer:
         model, args, tokens = self.operands.model, self.operands.args, self.operands.tokens
         if tokens is None:

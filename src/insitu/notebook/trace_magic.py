@@ -21,6 +21,7 @@ from insitu.notebook.cell import Body, compiled, ending
 from insitu.notebook.forwards import synchronize
 from insitu.notebook.lint import shown
 from insitu.notebook.magics import edited, grads, kept_sites, scanned, views
+from insitu.notebook.magics.generating_again import Kept
 from insitu.notebook.magics.grads import Grads
 from insitu.notebook.magics.streamed import Streamed
 from insitu.notebook.request import Request, parse
@@ -97,7 +98,7 @@ class TraceMagic:
         except BaseException:
             session.tracer.give_call()  # it is not to be entered
             raise
-        run_s = run.through(body)
+        run_s = run.noted(body)
         if not request.quiet:
             card.show(session.card(run_s))
         for further in run.further():
@@ -162,7 +163,21 @@ class _Run:
             ids = None
             with contextlib.suppress(PassClosedError):  # the cell stopped it
                 ids = tracer.result
-            self.stream.finish(ids, bool(self.session.recorder.writes))
+            is_known = not (self.request.quiet or self.session.recorder.trouble)
+            self.stream.finish(ids, bool(self.session.recorder.writes) if is_known else None)
+        return run_s
+
+    def noted(self, body: Body) -> float:
+        """Run it, and note it in the ledger where no card tells of it: it failed, or is quiet."""
+        __tracebackhide__ = True
+        began = time.perf_counter()
+        try:
+            run_s = self.through(body)
+        except BaseException as error:
+            self.session.note(time.perf_counter() - began, error)
+            raise
+        if self.request.quiet:
+            self.session.note(run_s)
         return run_s
 
     def _act(self, body: Body) -> None:
@@ -175,7 +190,8 @@ class _Run:
         if self.request.cache:
             names["cache"] = tracer.cache(kept_sites.wanted(self.request.cache, names))
         if self.stream is not None:
-            self.stream.begin(tracer)
+            model = self.session.operands.model
+            self.stream.begin(tracer, Kept(names, body, model, "cache" * bool(self.request.cache)))
         body.run(self.ip)
 
     def further(self) -> list[Any]:

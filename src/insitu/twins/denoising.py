@@ -11,7 +11,9 @@ PICTURES_MAX = 12
 SHEET = style.CARD + "& figure{display:inline-block;margin:0 6px 6px 0;text-align:center}"
 
 
-def denoising_html(title: str, prompt: str, state: str, pictures: Sequence[bytes]) -> str:
+def denoising_html(
+    title: str, prompt: str, state: str, pictures: Sequence[bytes], note: str = ""
+) -> str:
     """Some of the steps, the first and the last among them."""
     count = min(len(pictures), PICTURES_MAX)
     chosen = sorted({round(n * (len(pictures) - 1) / max(count - 1, 1)) for n in range(count)})
@@ -23,7 +25,8 @@ def denoising_html(title: str, prompt: str, state: str, pictures: Sequence[bytes
     )
     told = f"{len(pictures)} steps, {escape(state)}"
     head = f'<div class="head"><b>{escape(title)}</b> {escape(prompt)} <span class="soft">· {told}'
-    return style.page(SHEET, f"{head}</span></div><div>{figures}</div>")
+    said = f'<p class="soft">{escape(note)}</p>' if note else ""
+    return style.page(SHEET, f"{head}</span></div><div>{figures}</div>{said}")
 
 
 def _kind(picture: bytes) -> str:

@@ -1,6 +1,6 @@
 """What was run: code, prompt, edits, what came of it; kept in memory, and in a file if wished.
 
-    insitu.widgets.ledger                         # filled by %%trace
+    insitu.widgets.ledger                         # filled by %%trace, whatever came of it
     insitu.widgets.ledger.keep_in("runs.jsonl")   # from now on in a file too, a line a run
     insitu.widgets.ledger.add(code, prompt="…")   # a run of one's own
 
@@ -59,6 +59,8 @@ class Entry:
     """The likeliest next tokens."""
     bare_top: tuple[tuple[str, float], ...] = ()
     """The same without the block."""
+    failed: str = ""
+    """What went wrong, in a line; empty of a run that ended well."""
 
 
 class Ledger:
@@ -187,6 +189,8 @@ def notebook_of(entries: Iterable[Entry]) -> dict[str, Any]:
     ]
     for entry in chosen:
         said = [f"**Run {entry.number}**, {entry.at}, seed {entry.seed}"]
+        if entry.failed:
+            said.append(f"failed: {entry.failed}")
         if entry.moved is not None:
             said.append(f"moved next-token probabilities by {entry.moved:.2f} TV")
         cells.append(_cell(f"about-{entry.number}", "markdown", "; ".join(said) + "."))
@@ -211,12 +215,19 @@ def _cell(name: str, kind: str, source: str) -> dict[str, Any]:
 # Twins ------------------------------------------------------------------------------------------
 
 
-def summary(entry: Entry) -> tuple[int, str, str, str, int, float | None, str, float]:
-    """A run: number, time of day, model, prompt, edits, moved, likeliest token, seconds."""
+def failure(error: BaseException) -> str:
+    """What a run raised, in a line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+
+
+def summary(entry: Entry) -> tuple[int, str, str, str, int, float | None, str, float, str]:
+    """A run: number, time, model, prompt, edits, moved, likeliest token, seconds, failure."""
     likeliest = entry.top[0][0] if entry.top else ""
     time_of_day = entry.at[11:19]
     return (entry.number, time_of_day, entry.model, entry.prompt[:80], len(entry.edits),
-            entry.moved, likeliest, entry.run_s)  # fmt: skip
+            entry.moved, likeliest, entry.run_s, entry.failed)  # fmt: skip
 
 
 def ledger_text(entries: Sequence[Entry]) -> str:
@@ -239,8 +250,9 @@ def ledger_html(entries: Sequence[Entry]) -> str:
 
 
 def _words(entry: Entry) -> list[str]:
-    number, at, model, prompt, edits, moved, likeliest, run_s = summary(entry)
+    number, at, model, prompt, edits, moved, likeliest, run_s, failed = summary(entry)
     told = [f"{number}", at, model, prompt, f"{edits} edit{'s' * (edits != 1)}"]
     told += [f"moved {moved:.2f} TV"] if moved is not None else []
     told += [f"then {likeliest!r}"] if likeliest else []
+    told += [f"failed: {failed}"] if failed else []
     return [*(it for it in told if it), f"{run_s:.3g} s"]

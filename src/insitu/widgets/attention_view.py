@@ -2,6 +2,7 @@
 
     insitu.show(attention_patterns(model, prompt))
     AttentionView.of(pattern, tokens=tokens)         # [(layer,) head, query, key]
+    view.update(attention_patterns(edited, prompt))  # in the same place, at any time
 
 A map of thousands of tokens stays in the kernel: the view asks for what is in sight, and gets the
 largest weight of each pixel, so that no single bright cell is lost.
@@ -20,11 +21,13 @@ from insitu.methods.result import Result
 from insitu.twins.results import Attention, attention_text
 from insitu.widgets import numbers
 from insitu.widgets.base import Widget
+from insitu.widgets.batches import Batches
 from insitu.widgets.places import chooses
 from insitu.widgets.words import words
 
 SMALL, LARGE = 40, 240
 """Pixels across a head among others, and across the one that is large."""
+NEWS_EVERY_S = 0.1
 TOKENS_MAX = 2000
 """So many tokens are named in a view; of a longer text the further ones are numbers."""
 
@@ -51,8 +54,38 @@ class AttentionView(Widget):
     size = traitlets.List([0, 0]).tag(sync=True)
     """How many queries and keys there are."""
     note = traitlets.Unicode().tag(sync=True)
+    shown = traitlets.Int().tag(sync=True)
+    """How often other numbers were put in place."""
 
     def __init__(self, result: Result) -> None:
+        self._news = Batches(self._tell, NEWS_EVERY_S)
+        self._take(result)
+        super().__init__(**self._state())
+
+    def update(self, data: Any, *, tokens: Sequence[str] | None = None) -> None:
+        """Show something else in its place, as often as it comes: in a loop, or as a run goes on.
+
+            view.update(attention_patterns(model, "another prompt"))
+            view.update(pattern)                            # of the same size: the same tokens
+
+        Layer, head and token that are chosen stay, where there are such.
+
+        Args:
+            data: a result, or a plain tensor `[(layer,) head, query, key]`.
+            tokens: of a plain tensor, where they are others than before.
+
+        Raises:
+            UsageError: it has not 3 or 4 axes, or a tensor is of another size than the tokens.
+        """
+        if not isinstance(data, Result):
+            values = torch.as_tensor(data)
+            is_alike = tuple(values.shape) == tuple(self.result.shape) and tokens is None
+            axes = self.result.axes if is_alike else _axes(values, tokens or ())
+            data = Result(values, axes, self.result.quantity, title=self.result.title)
+        self._take(data)
+        self._news.soon()
+
+    def _take(self, result: Result) -> None:
         if len(result.axes) not in (3, 4):
             raise UsageError(
                 f"attention is shown of 3 or 4 axes, and this result has {len(result.axes)}.",
@@ -63,29 +96,37 @@ class AttentionView(Widget):
         self.result = result = numbers.shown(result)
         axes = _with_both(result.axes)
         shape = [len(axis) for axis in axes]
-        self._values, self._axes = values.reshape(shape), axes
+        self._values, self._axes, self._note = values.reshape(shape), axes, note
+
+    def _tell(self) -> None:
+        """Send what is shown now: of many updates the last one."""
+        with self.hold_sync():
+            for name, value in self._state().items():
+                setattr(self, name, value)
+            self.shown += 1
+
+    def _state(self) -> dict[str, Any]:
+        """What the page is told; the numbers it asks for."""
+        axes = self._axes
         layers, heads = (words(axis.labels) for axis in axes[:2])
         queries, keys = (words(axis.labels[:TOKENS_MAX]) for axis in axes[2:])
-        title = result.title or "Attention"
-        super().__init__(
-            title=title,
-            note=note,
-            layers=layers,
-            heads=heads,
-            names=[axis.name for axis in axes[:2]],
-            chooses=chooses(axes[:3]),
-            size=shape[2:],
-            query_tokens=queries,
-            key_tokens=keys,
-        )
+        return {
+            "title": self.result.title or "Attention",
+            "note": self._note,
+            "layers": layers,
+            "heads": heads,
+            "names": [axis.name for axis in axes[:2]],
+            "chooses": chooses(axes[:3]),
+            "size": [len(axis) for axis in axes[2:]],
+            "query_tokens": queries,
+            "key_tokens": keys,
+        }
 
     @classmethod
     def of(cls, pattern: Any, *, tokens: Sequence[str]) -> "AttentionView":
         """Of a plain tensor `[(layer,) head, query, key]` and the tokens it is over."""
         pattern = torch.as_tensor(pattern)
-        names = ("layer", "head", "query_pos", "key_pos")[-pattern.dim() :]
-        sizes: list[Any] = [*map(range, pattern.shape[:-2]), list(tokens), list(tokens)]
-        axes = tuple(Axis(name, labels) for name, labels in zip(names, sizes, strict=False))
+        axes = _axes(pattern, tokens)
         return cls(Result(pattern, axes, "attention weight", title="Attention"))
 
     def text(self) -> str:
@@ -130,6 +171,12 @@ class AttentionView(Widget):
         """What one query reads: a weight for each key that is named."""
         row = self._values[given["layer"], given["head"], given["query"], :TOKENS_MAX]
         return {"shape": list(row.shape)}, [numbers.buffer(row)]
+
+
+def _axes(pattern: Tensor, tokens: Sequence[str]) -> tuple[Axis, ...]:
+    names = ("layer", "head", "query_pos", "key_pos")[-pattern.dim() :]
+    sizes: list[Any] = [*map(range, pattern.shape[:-2]), list(tokens), list(tokens)]
+    return tuple(Axis(name, labels) for name, labels in zip(names, sizes, strict=False))
 
 
 def _with_both(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:

@@ -2,16 +2,19 @@
 
 places, tokens = words(model, "a red circle")       # of the prompt, without its marks
 crossed = crossings(model)                          # cross-attentions, in the order they run
+why_none(model, "a red circle", crossed)            # what to say where there are none
 attended(read, images, latents, places, 16)         # [token, height, width]
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+_DENOISERS = ("unet", "transformer", "prior")
 _ORDER = ("down", "mid", "up")
 """The parts of a U-Net, in the order they run."""
 
@@ -37,6 +40,33 @@ def crossings(model: Any) -> list[Any]:
             found.append((part, name))
     found.sort(key=lambda it: it[0])  # within a part they run as they are named
     return [model.unet._at_path(name) for _, name in found]
+
+
+def unread(model: Any, prompt: Any) -> int:
+    """How many tokens at the end of a prompt are too many for the pipeline's tokenizer."""
+    tokenizer = getattr(model.pipeline, "tokenizer", None)
+    if tokenizer is None or not isinstance(prompt, str):
+        return 0
+    whole, read = (
+        len(tokenizer(prompt, truncation=cuts, verbose=False)["input_ids"])
+        for cuts in (False, True)
+    )
+    return whole - read
+
+
+def why_none(model: Any, prompt: Any, crossed: Sequence[Any]) -> str:
+    """Why an image has no maps of its prompt's words, in a sentence; empty where it has."""
+    if getattr(model.pipeline, "tokenizer", None) is None or not isinstance(prompt, str):
+        return "No attention maps: what is drawn here is not told in words."
+    if crossed:
+        return ""
+    denoiser = next(
+        (it for name in _DENOISERS if (it := getattr(model.pipeline, name, None)) is not None), None
+    )
+    named = "this denoiser" if denoiser is None else type(denoiser).__name__
+    return (
+        f"No attention maps: they are read of the cross-attention of U-Nets, and {named} is none."
+    )
 
 
 def attended(

@@ -21,7 +21,7 @@ from insitu.models.diffusion import DiffusionModel
 from insitu.twins.denoising import denoising_html
 from insitu.widgets import numbers, showing
 from insitu.widgets.base import Widget
-from insitu.widgets.denoising_maps import attended, crossings, words
+from insitu.widgets.denoising_maps import attended, crossings, unread, why_none, words
 from insitu.widgets.generation_runs import edited
 from insitu.widgets.trouble import Trouble
 from insitu.widgets.words import word
@@ -80,12 +80,16 @@ class DenoisingView(Widget):
     prompt = traitlets.Unicode().tag(sync=True)
     tokens = traitlets.List().tag(sync=True)
     """The prompt's tokens that have maps."""
+    note = traitlets.Unicode().tag(sync=True)
+    """What is not shown of the words, and why."""
     state = traitlets.Dict().tag(sync=True)
     """What goes on: `name` (running, done, stopped, failed), `of` how many steps, `trouble`."""
     latest = traitlets.Dict().tag(sync=True)
     """The step that came last; earlier ones are asked for."""
 
-    def __init__(self, title: str, prompt: str = "", tokens: Sequence[str] = ()) -> None:
+    def __init__(
+        self, title: str, prompt: str = "", tokens: Sequence[str] = (), note: str = ""
+    ) -> None:
         self.steps: list[Seen] = []
         self.result: Any = None
         self._is_stopped = False
@@ -93,6 +97,7 @@ class DenoisingView(Widget):
             title=word(title),
             prompt=word(prompt, PROMPT_MAX),
             tokens=[word(token) for token in tokens[:TOKENS_MAX]],
+            note=note or _cut(len(tokens)),
         )
 
     @classmethod
@@ -133,6 +138,7 @@ class DenoisingView(Widget):
     def text(self) -> str:
         """A line a step."""
         lines = [f"{self.title}: {self.prompt} ({len(self.steps)} steps, {self._told})"]
+        lines += [f"  {self.note}"] if self.note else []
         for number, step in enumerate(self.steps):
             size = "×".join(map(str, step.picture.size))
             lines.append(
@@ -142,9 +148,8 @@ class DenoisingView(Widget):
 
     def html(self) -> str:
         """The steps' pictures in a row, without scripts."""
-        return denoising_html(
-            self.title, self.prompt, self._told, [_packed(it.picture) for it in self.steps]
-        )
+        pictures = [_packed(it.picture) for it in self.steps]
+        return denoising_html(self.title, self.prompt, self._told, pictures, self.note)
 
     @property
     def _told(self) -> str:
@@ -198,8 +203,9 @@ def watch_denoising(
         model: a diffusion pipeline.
         prompt: one prompt.
         num_inference_steps: how many steps to take.
-        maps: whether cross-attention is read too, of denoisers that have it: the mean over heads
-            and layers of how much each place attends to each token of the prompt.
+        maps: whether cross-attention is read too, of U-Nets: the mean over heads and layers of how
+            much each place attends to each of the prompt's first 24 tokens. The view says where
+            there is none to read, or more tokens.
         edit: a change of the model, as a function of it, lines of code, or an edited wrapper.
         **settings: for `model.generate`: `seed`, `guidance_scale`, …
 
@@ -207,7 +213,10 @@ def watch_denoising(
     Attention" (2022).
     """
     places, tokens = words(model, prompt) if maps else ([], [])
-    view = DenoisingView(type(model.pipeline).__name__, str(prompt), tokens)
+    note = ""
+    if maps:
+        note = why_none(model, prompt, crossings(model)) or _cut(len(tokens), unread(model, prompt))
+    view = DenoisingView(type(model.pipeline).__name__, str(prompt), tokens, note)
     view.show_now()
     count = num_inference_steps
 
@@ -244,6 +253,14 @@ def _run(
                 tracer.stop()
         return tracer.result
     return None
+
+
+def _cut(count: int, unread: int = 0) -> str:
+    """That some tokens have no map, where that is so; and that the model does not read some."""
+    if count <= TOKENS_MAX and not unread:
+        return ""
+    told = f"Attention maps of the first {min(count, TOKENS_MAX)} of {count + unread} tokens"
+    return f"{told}; the model reads {count}." if unread else f"{told}."
 
 
 def _packed(picture: Any) -> bytes:

@@ -28,6 +28,8 @@ from insitu.widgets.generation_record import Branch, Record, Step, Top
 
 Heard = Callable[[Branch, int, Step], None]
 """Told a branch, the number of a step, and the step."""
+Again = Callable[["Runs", "Fork", list[int], Heard], None]
+"""Runs a branch from the prompt: told which ids are given, up to the token that is forced."""
 EDIT_SHOWN = 40
 
 _ONE_TEXT = {
@@ -51,7 +53,11 @@ class Fork:
 
 
 class Runs:
-    """A model, a prompt and settings; what each run of them gave is in `record`."""
+    """A model, a prompt and settings; what each run of them gave is in `record`.
+
+    Attributes:
+        again: runs a branch where more than the model made the first text, as a cell's code does.
+    """
 
     def __init__(
         self, model: LanguageModel, prompt: Any, max_new_tokens: int, top: int,
@@ -66,6 +72,7 @@ class Runs:
         self._ids: list[int] = ids[0].tolist()
         self._device = ids.device
         self.is_stopped = False
+        self.again: Again | None = None
         layers = range(len(layers_of(model)))
         self.record = Record(type(model._module).__name__, labels, layers)
 
@@ -132,7 +139,12 @@ class Runs:
         """Run a planned branch."""
         branch, parent = fork.branch, self.record.at(fork.branch.parent or 0)
         before = self.record.steps(parent)
-        ids = self._ids + [int(step.id or 0) for step in before[: branch.start]]
+        given = [int(step.id or 0) for step in before[: branch.start]]
+        if self.again is not None:
+            self.is_stopped = False
+            self.again(self, fork, given if fork.forced is None else [*given, fork.forced], heard)
+            return branch
+        ids = self._ids + given
         if fork.forced is None:
             self._run(branch, ids, fork.count, heard)
             return branch

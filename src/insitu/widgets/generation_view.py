@@ -68,6 +68,8 @@ class GenerationView(Widget):
     """The step that came last: branch, number, step. Earlier ones are asked for."""
     focus = traitlets.Int(0).tag(sync=True)
     forks = traitlets.Bool(False).tag(sync=True)
+    unforkable = traitlets.Unicode().tag(sync=True)
+    """Why it cannot be forked, though there is a model."""
     measure = traitlets.Int(0).tag(sync=True)
     """Which of `measures` is shown; kept here, as a host builds a view anew at its cell's end."""
     draft = traitlets.Dict().tag(sync=True)
@@ -204,7 +206,9 @@ class GenerationView(Widget):
             view.fork(1, " Rome", branch=2)             # a fork of a fork, with its edit
 
         `generate` runs again on the prompt and the tokens before the step. An edit therefore also
-        sees those positions; write `[:, -1]` for the last one alone.
+        sees those positions; write `[:, -1]` for the last one alone. Where a cell's code made the
+        text (`%%trace … --view generation`), that code runs again too, from the prompt with the
+        tokens before the step given; an edit then holds from the step on.
 
         Args:
             step: counted from 0; with a token, it is the step that has it.
@@ -228,9 +232,19 @@ class GenerationView(Widget):
 
     def stop(self) -> None:
         """End the run that is under way, after its step; what came stays."""
-        self._can_fork().stop()
+        self._known().stop()
 
     def _can_fork(self) -> Runs:
+        runs = self._known()
+        if not self.forks:
+            raise UsageError(
+                "this generation cannot be forked.",
+                f"{self.unforkable or 'its forks are switched off'}.",
+                "watch one without it: watch_generation(model, prompt, edit=...).",
+            )
+        return runs
+
+    def _known(self) -> Runs:
         if self._runs is None:
             raise UsageError(
                 "this view cannot fork.",

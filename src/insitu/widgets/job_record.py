@@ -16,7 +16,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from insitu.events import ENDS, PHASES, JobEvent
+from insitu.events import ENDS, PHASES, Job, JobEvent
+from insitu.twins.job import LINES_SHOWN, job_html
 
 LINES_KEPT = 50_000
 LINE_MAX = 4_000
@@ -123,6 +124,16 @@ class JobRecord:
                 "progress": [[text, *amounts] for text, amounts in self._progress.items()],
                 "now": round(time.time(), 3),
             }
+
+
+def html_of(job: Job) -> str:
+    """What a job has said so far, as HTML: its phases, how far it is, the end of its log.
+
+    job             # in a notebook, where it is a cell's last line
+    """
+    record = JobRecord(job.id, job.title)
+    job.listen(record.hear)()  # told what was said, and no more
+    return job_html(record.state(), record.since(0, LINES_SHOWN)[1], record.heard)
 
 
 def packed(first: int, lines: Sequence[Line]) -> dict[str, Any]:

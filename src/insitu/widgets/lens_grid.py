@@ -3,6 +3,7 @@
 lens = insitu.methods.logit_lens(model, "The Eiffel Tower is in the city of")
 insitu.show(lens)
 LensGrid.of(chances, texts=words, tokens=["The", " Eiffel"])      # plain numbers
+view.update(logit_lens(edited, prompt))                           # in the same place, at any time
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,12 @@ from insitu.methods.result import Result
 from insitu.twins.results import lens_text
 from insitu.widgets import numbers
 from insitu.widgets.base import Widget
+from insitu.widgets.batches import Batches
 from insitu.widgets.in_sight import in_sight
 from insitu.widgets.places import chooses
 from insitu.widgets.words import words
+
+NEWS_EVERY_S = 0.1
 
 
 class LensGrid(Widget):
@@ -54,6 +58,37 @@ class LensGrid(Widget):
     """Which of them is in sight."""
 
     def __init__(self, result: Result) -> None:
+        self._news = Batches(self._tell, NEWS_EVERY_S)
+        self._take(result)
+        super().__init__(**self._state())
+
+    def update(
+        self, data: Any, *, tokens: Sequence[str] | None = None, texts: Sequence[str] | None = None
+    ) -> None:
+        """Show something else in its place, as often as it comes: in a loop, or as a run goes on.
+
+            view.update(logit_lens(model, "another prompt"))
+            view.update(values)                             # of the same size: the same axes
+
+        The measure that is chosen stays, and so does the cell where there is one like it.
+
+        Args:
+            data: a result of two axes, or plain numbers `[layer, pos]`.
+            tokens: of plain numbers, where they are others than before.
+            texts: of plain numbers, what stands in each cell.
+
+        Raises:
+            UsageError: it has not two axes, or plain numbers are of another size than the tokens.
+        """
+        if not isinstance(data, Result):
+            values, known = torch.as_tensor(data), self.result.axes
+            is_alike = tuple(values.shape) == tuple(self.result.shape)
+            axes = known if is_alike and tokens is None else _axes(values, tokens or ())
+            data = Result(values, axes, self.result.quantity, self.result.unit, texts=texts)
+        self._take(data)
+        self._news.soon()
+
+    def _take(self, result: Result) -> None:
         if len(result.axes) != 2:
             raise UsageError(
                 f"a grid shows two axes, and this result has {len(result.axes)}.",
@@ -62,24 +97,37 @@ class LensGrid(Widget):
             )
         self.result = result = numbers.shown(result)
         alike = {name: it for name, it in result.further.items() if it.names == result.names}
-        self._measures = shown = {result.quantity: result, **alike}
+        self._measures = {result.quantity: result, **alike}
+
+    def _tell(self) -> None:
+        """Send what is shown now: of many updates the last one."""
+        with self.hold_sync():
+            for name, value in self._state().items():
+                setattr(self, name, value)
+            self.measure = min(self.measure, len(self.measures) - 1)
+
+    def _state(self) -> dict[str, Any]:
+        """What the page is told."""
+        result, shown = self.result, self._measures
         part, texts, wide = in_sight(result), result.texts or (), result.shape[1]
         starts = [row * wide + part.first[1] for row in range(part.first[0], result.shape[0])]
-        super().__init__(
-            title=result.title,
-            names=list(result.names),
-            chooses=chooses(result.axes, part.first),
-            first=part.first,
-            note=part.note,
-            rows=part.rows,
-            columns=part.columns,
-            texts=[it for at in starts for it in words(texts[at : at + len(part.columns)])],
-            measures=[
+        return {
+            "title": result.title,
+            "names": list(result.names),
+            "chooses": chooses(result.axes, part.first),
+            "first": part.first,
+            "note": part.note,
+            "rows": part.rows,
+            "columns": part.columns,
+            "texts": [it for at in starts for it in words(texts[at : at + len(part.columns)])],
+            "measures": [
                 {"name": name, "quantity": it.quantity, "unit": it.unit, "limits": it.limits}
                 for name, it in shown.items()
             ],
-            values=[numbers.buffer(part.of(numbers.plain(it.values)[0])) for it in shown.values()],
-        )
+            "values": [
+                numbers.buffer(part.of(numbers.plain(it.values)[0])) for it in shown.values()
+            ],
+        }
 
     @classmethod
     def of(
@@ -87,8 +135,7 @@ class LensGrid(Widget):
     ) -> "LensGrid":
         """A grid of plain numbers `[layer, pos]`."""
         values = torch.as_tensor(values)
-        axes = Axis("layer", range(len(values))), Axis("pos", list(tokens))
-        return cls(Result(values, axes, texts=texts))
+        return cls(Result(values, _axes(values, tokens), texts=texts))
 
     @property
     def cell(self) -> tuple[int, int] | None:
@@ -99,7 +146,7 @@ class LensGrid(Widget):
     def text(self) -> str:
         """The measure in sight as a grid, with the likeliest tokens where there are such."""
         names = list(self._measures)
-        others = [it for it in names if it != names[self.measure]]
+        others = [it for it in names if it != names[min(self.measure, len(names) - 1)]]
         return lens_text(self._in_sight, self.result.texts, others)
 
     def html(self) -> str:
@@ -108,7 +155,8 @@ class LensGrid(Widget):
 
     @property
     def _in_sight(self) -> Result:
-        return numbers.shown(list(self._measures.values())[self.measure])
+        shown = list(self._measures.values())
+        return numbers.shown(shown[min(self.measure, len(shown) - 1)])
 
     def answer_top(self, given: dict[str, Any]) -> list[tuple[str, float]]:
         """The likeliest tokens of one cell, where the result has them."""
@@ -122,3 +170,7 @@ class LensGrid(Widget):
         first = (row * self.result.shape[1] + column) * width
         chances = top.values.flatten()[first : first + width].tolist()
         return list(zip(top.texts[first : first + width], chances, strict=True))
+
+
+def _axes(values: Any, tokens: Sequence[str]) -> tuple[Axis, Axis]:
+    return Axis("layer", range(values.shape[0] if values.dim() else 0)), Axis("pos", list(tokens))

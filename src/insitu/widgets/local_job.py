@@ -23,6 +23,7 @@ from typing import Any
 
 from insitu.errors import InsituError
 from insitu.events import Channel, Heard, JobEvent
+from insitu.widgets.job_record import html_of
 
 _numbers = itertools.count(1)
 _running: "weakref.WeakSet[LocalJob]" = weakref.WeakSet()
@@ -121,6 +122,9 @@ class LocalJob:
     def __repr__(self) -> str:
         state = "over" if self._is_over else "running"
         return f"<{self.title} ({self.id}), {state}>"
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def _run(self, function: Callable[[Log], Any]) -> None:
         self._tell("RUNNING", "Your job has started running.")

@@ -4,6 +4,7 @@ model.tree()                          # in a notebook
 tree = model.tree()
 tree.selected                         # the path clicked last
 tree.module                           # the wrapped module there
+tree.overlay = True                   # what a block can reach, as this backend runs it
 
 While it is open it follows every pass of the model: what ran, what the block read and wrote, and
 where a pass held open stands.
@@ -25,7 +26,9 @@ from insitu.engine.running import opened
 from insitu.engine.source.listing import place
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import UsageError
-from insitu.twins.model import model_html, model_text, model_twins
+from insitu.twins import style
+from insitu.twins.model import model_twins
+from insitu.twins.reach import Reach, reach_html, reach_of, reach_text
 from insitu.twins.tree import outputs_of
 from insitu.widgets.base import Widget
 from insitu.widgets.batches import Batches
@@ -46,6 +49,8 @@ class ModuleTree(Widget):
     Attributes:
         selected: the path clicked last, `""` for the root.
         module: the wrapped module at that path.
+        overlay: whether it is marked what a block can reach: modules that are compiled, scripted,
+            only hold others, are not loaded yet, …
     """
 
     front_end = "module_tree"
@@ -58,6 +63,11 @@ class ModuleTree(Widget):
     marks = traitlets.Dict().tag(sync=True)
     """Rows of each of `ran`, `read`, `written`, `paused`, as firsts and lasts of stretches."""
     selected = traitlets.Unicode().tag(sync=True)
+    overlay = traitlets.Bool(False).tag(sync=True)
+    """Whether it is shown what a block can reach, as this backend runs the model."""
+    reach = traitlets.Dict().tag(sync=True)
+    """While it is: `backend`, and `kinds`, each with its `label`, `words` and `rows` as stretches;
+    a row of no kind is open to a block in all ways."""
     _node: Callable[[], WrappedModule | None] = staticmethod(lambda: None)
 
     def __init__(self, node: WrappedModule) -> None:
@@ -74,6 +84,7 @@ class ModuleTree(Widget):
         self._news = Batches(self._tell, MARKED_EVERY_S)
         self._forget_rows(node)
         super().__init__(title=type(node._module).__name__, nodes=_columns(node))
+        self.observe(self._show_reach, "overlay")
         look_at(node._root, self)
 
     @property
@@ -103,6 +114,7 @@ class ModuleTree(Widget):
         following = Following(run, self._rows, self._news.soon)
         if len(self._rows) != self.nodes["names"].count("\n") + 1:  # some were added since
             self.nodes = _columns(self._there())
+            self._show_reach()
         self._followed = [it for it in self._followed if not it.is_over] + [following]
         self._by_hand = {}
         self._news.soon()
@@ -120,16 +132,39 @@ class ModuleTree(Widget):
         super().close()
 
     def text(self) -> str:
-        """The tree, siblings that are alike in one row."""
-        return model_text(self._there())
+        """The tree, siblings that are alike in one row; below it the overlay, if it is on."""
+        return self.twins()[0]
 
     def html(self) -> str:
         """The same as nested lists that open and close without a script."""
-        return model_html(self._there())
+        return self.twins()[1]
 
     def twins(self) -> tuple[str, str]:
         """Both, of modules that are counted once."""
-        return model_twins(self._there())
+        node = self._there()
+        text, html = model_twins(node)
+        if not self.overlay:
+            return text, html
+        found, paths = self._reached(), [name for name, _ in node._module.named_modules()]
+        below = style.page(style.CARD, reach_html(found, paths))
+        return f"{text}\n\n{reach_text(found, paths)}", html + below
+
+    def _show_reach(self, _: Any = None) -> None:
+        """Show what can be reached, or no more."""
+        node = self._node()
+        if not self.overlay or node is None:
+            self.reach = {}
+            return
+        found = self._reached()
+        kinds = [
+            {"label": it.label, "words": it.words, "rows": _stretches(set(it.rows))}
+            for it in found.kinds
+        ]
+        self.reach = {"backend": found.backend, "kinds": kinds}
+
+    def _reached(self) -> Reach:
+        node = self._there()
+        return reach_of(node._root._module, (module for _, module, _ in _walk(node)))
 
     def answer_watched(self, given: dict[str, Any]) -> None:
         """A view was opened or is gone; a tree that nobody sees follows no pass."""
@@ -187,6 +222,7 @@ class ModuleTree(Widget):
             if learned != self._learned:  # a first pass of its kind has told what modules return
                 self._learned = learned
                 self.nodes = _columns(node)
+                self._show_reach()
         self.marks = {name: _stretches(rows) for name, rows in marks.items() if rows}
 
     def _there(self) -> WrappedModule:

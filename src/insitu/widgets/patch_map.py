@@ -19,11 +19,11 @@ from insitu.errors import UsageError
 from insitu.methods.activation_patching import activation_patching
 from insitu.methods.attribution_patching import attribution_patching
 from insitu.methods.axes import Axis
-from insitu.methods.metrics import Metric, said
+from insitu.methods.metrics import Metric
 from insitu.methods.result import Result
 from insitu.models.language import LanguageModel
 from insitu.twins.results import patches_text
-from insitu.widgets import main_thread, numbers
+from insitu.widgets import main_thread, numbers, patch_code
 from insitu.widgets.base import Widget
 from insitu.widgets.in_sight import in_sight
 from insitu.widgets.places import chooses
@@ -61,6 +61,7 @@ class PatchMap(Widget):
     state = traitlets.Dict().tag(sync=True)
     """How far a run is: done, of; how it ended, when not well: stopped at, trouble."""
     code = traitlets.Unicode().tag(sync=True)
+    """The program of the last run, for a cell of its own."""
 
     def __init__(
         self,
@@ -173,28 +174,14 @@ def patch_map(
     estimate = attribution_patching(model, clean, corrupt, metric, of)
     by_head = estimate.names[1] == "head"
 
+    axis = "heads" if by_head else "positions"
+
     def run(layer: int, places: list[int]) -> Any:
-        positions = None if by_head else places
-        found = activation_patching(
-            model, clean, corrupt, metric, of, positions, layers=[layer]
-        ).values[0]
-        return found[places] if by_head else found
+        where: Any = {axis: places, "layers": [layer]}
+        return activation_patching(model, clean, corrupt, metric, of, **where).values[0]
 
     def code(layers: list[int], places: list[int]) -> str:
-        where = "" if by_head else f", positions={places}"
-        heads = f".sel(head={places})" if by_head else ""
-        return (
-            f"{_making(metric)}exact = activation_patching(\n    model, {clean!r},\n"
-            f"    {corrupt!r},\n    metric, of={of!r}{where}, layers={layers},\n){heads}"
-        )
+        where = {axis: places, "layers": layers}
+        return patch_code.code(model, (clean, corrupt), metric, of, **where)
 
     return PatchMap(estimate, run, code)
-
-
-def _making(metric: Metric) -> str:
-    """The lines of a program that come before a patch: imports, and the metric where it is ours."""
-    call = said(metric)
-    if call is None:
-        return "from insitu.methods import activation_patching\n\n# metric: your own function\n"
-    made_by = call.partition("(")[0]
-    return f"from insitu.methods import activation_patching, {made_by}\n\nmetric = {call}\n"

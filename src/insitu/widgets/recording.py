@@ -15,6 +15,7 @@ from typing import TextIO
 
 from insitu.errors import UsageError
 from insitu.events import ENDS, Channel, Heard, JobEvent
+from insitu.widgets.job_record import html_of
 
 POLLED_EVERY_S = 0.2
 
@@ -96,6 +97,9 @@ class Recording:
     def listen(self, heard: Heard) -> Callable[[], None]:
         """Tell what has been played so far, then each event as it comes."""
         return self._channel.listen(heard)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def close(self) -> None:
         """Play no more."""

@@ -47,7 +47,7 @@ class RunLedger(Widget):
 
     front_end = "run_ledger"
     rows = traitlets.List().tag(sync=True)
-    """A row a run: number, time, model, prompt, edits, moved, likeliest token, seconds."""
+    """A row a run: number, time, model, prompt, edits, moved, likeliest token, seconds, failure."""
     chosen = traitlets.List(traitlets.Int()).tag(sync=True)
     shown = traitlets.List(traitlets.Int()).tag(sync=True)
     """The run whose details are below the table, or the two that are compared."""
@@ -74,7 +74,7 @@ class RunLedger(Widget):
             "top": _known(top_difference(one, other)),
             "facts": [
                 [name, _worded(getattr(one, name)), _worded(getattr(other, name))]
-                for name in ("prompt", "model", "seed", "tokens", "moved", "run_s")
+                for name in ("prompt", "model", "seed", "tokens", "moved", "run_s", "failed")
                 if getattr(one, name) != getattr(other, name)
             ],
         }
@@ -128,7 +128,8 @@ class RunLedger(Widget):
         return {
             "code": entry.code, "prompt": entry.prompt, "edits": list(entry.edits),
             "seed": str(entry.seed), "run_s": entry.run_s, "bare_s": entry.bare_s,
-            "at": entry.at, "top": _known(entry.top), "bare_top": _known(entry.bare_top),
+            "at": entry.at, "failed": entry.failed,
+            "top": _known(entry.top), "bare_top": _known(entry.bare_top),
         }  # fmt: skip
 
     def answer_compare(self, given: dict[str, Any]) -> dict[str, Any]:

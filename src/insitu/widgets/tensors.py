@@ -15,7 +15,7 @@ from torch import Tensor
 
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.entry import Entry
-from insitu.engine.cache.record import INPUTS, OUTPUT, STEP
+from insitu.engine.cache.record import INPUTS, OUTPUT, STEP, Call, Record
 from insitu.engine.cache.values import Ref, leaves
 from insitu.errors import InputTypeError
 from insitu.widgets import numbers
@@ -30,6 +30,8 @@ class Named(NamedTuple):
     name: str
     step: int
     value: Tensor | Ref
+    is_lost: bool = False
+    """Whether it is there no more: what stands for it has its shape, and no numbers."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,6 +41,8 @@ class Named(NamedTuple):
     @property
     def kind(self) -> str:
         """Its type of numbers, and its device where that is another than the CPU."""
+        if self.is_lost:
+            return "lost"
         device = "" if isinstance(self.value, Ref) else str(self.value.device)
         word = str(self.value.dtype).removeprefix("torch.")
         return f"{word} {device}" if device not in ("", "cpu") else word
@@ -47,11 +51,17 @@ class Named(NamedTuple):
     def size_bytes(self) -> int:
         """Its size."""
         value = self.value
+        if self.is_lost:
+            return 0
         return value.nbytes if isinstance(value, Ref) else value.numel() * value.element_size()
 
     def read(self) -> Tensor:
         """The tensor itself."""
         return self.value.read() if isinstance(self.value, Ref) else self.value
+
+    def lost(self) -> "Named":
+        """The same where its numbers are gone."""
+        return self._replace(value=torch.empty(self.shape, device="meta"), is_lost=True)
 
 
 def of(given: Any) -> list[Named]:
@@ -60,10 +70,8 @@ def of(given: Any) -> list[Named]:
     Raises:
         InputTypeError: there is no tensor in it.
     """
-    if isinstance(given, ActivationCache):
-        return list(_of_records(given._records))
-    if isinstance(given, Entry):
-        return list(_of_records({given._path: given._record}))
+    if (records := records_of(given)) is not None:
+        return list(_of_records(records))
     if isinstance(given, Tensor) or _is_array(given):
         return [Named("tensor", 0, torch.as_tensor(given))]
     if isinstance(given, Mapping):
@@ -85,24 +93,39 @@ def of(given: Any) -> list[Named]:
     return found
 
 
+def records_of(given: Any) -> Mapping[str, Record] | None:
+    """The records of a cache or an entry, by path; None of anything else."""
+    if isinstance(given, ActivationCache):
+        return given._records
+    return {given._path: given._record} if isinstance(given, Entry) else None
+
+
 def _is_array(value: Any) -> bool:
     """Whether it is numpy's, or another's that torch can take as it is."""
     return hasattr(value, "__array_interface__")
 
 
-def _of_records(records: Mapping[str, Any]) -> Iterator[Named]:
+def _of_records(records: Mapping[str, Record]) -> Iterator[Named]:
     for path, record in records.items():
         several = len(record.calls) > 1
         for number, call in enumerate(record.calls):
-            step = max(call[STEP], 0)
-            where = f"{path}[{number}]" if several else path
-            for side, word in ((INPUTS, "input"), (OUTPUT, "output")):
-                if call[side] is not None:
-                    yield from _named(f"{where}.{word}", step, call[side])
+            yield from of_call(call, f"{path}[{number}]" if several else path)
 
 
-def _named(name: str, step: int, value: Any) -> Iterator[Named]:
-    found = [leaf for leaf in leaves(value) if isinstance(leaf, (Tensor, Ref))]
+def of_call(
+    call: Call, where: str, kinds: tuple[type[Any], ...] = (Tensor, Ref)
+) -> Iterator[Named]:
+    """The tensors of one call of a module, what it was called with first."""
+    step = max(call[STEP], 0)
+    for side, word in ((INPUTS, "input"), (OUTPUT, "output")):
+        if call[side] is not None:
+            yield from _named(f"{where}.{word}", step, call[side], kinds)
+
+
+def _named(
+    name: str, step: int, value: Any, kinds: tuple[type[Any], ...] = (Tensor, Ref)
+) -> Iterator[Named]:
+    found = [leaf for leaf in leaves(value) if isinstance(leaf, kinds)]
     for index, leaf in enumerate(found):
         yield Named(f"{name}[{index}]" if len(found) > 1 else name, step, leaf)
 

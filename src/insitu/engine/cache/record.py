@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from insitu.engine.cache.news import News
 from insitu.engine.cache.values import CHANGED, NotKept, mapped
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import InsituWarning
@@ -107,10 +108,14 @@ class Plan:
 class Record:
     """The calls of one module."""
 
-    __slots__ = ("calls", "lost", "sealed")
+    __slots__ = ("calls", "lost", "news", "sealed")
 
-    def __init__(self, calls: Iterable[Call] = (), sealed: bool = False) -> None:
+    def __init__(
+        self, calls: Iterable[Call] = (), sealed: bool = False, news: News | None = None
+    ) -> None:
         self.calls = list(calls)
+        self.news = news
+        """Tells of further calls, where it is being filled."""
         self.lost = False
         """Whether a value was changed in place."""
         self.sealed = sealed
@@ -146,8 +151,10 @@ class Recorder:
         self.keeper = keeper
         self._of_module: dict[nn.Module, tuple[str, Record]] = {}
         self.records: dict[str, Record] = {}
+        self.news = News()
         for path, node in nodes.items():  # a module that stands in two places has one record
-            _, record = self._of_module.setdefault(node._module, (path, Record()))
+            made = path, Record(news=self.news)
+            _, record = self._of_module.setdefault(node._module, made)
             self.records[path] = record
 
     def listen(self, run: Taps) -> None:
@@ -161,7 +168,7 @@ class Recorder:
             node = self.nodes[path]
             clone = self.plan.clone or node._module in copied
             if is_default and not clone:
-                run.tap(node, _tap_output(run, record.calls, self.plan))
+                run.tap(node, _tap_output(run, record, self.news, self.plan))
             else:
                 self._tap_all(run, path, clone)
 
@@ -173,8 +180,11 @@ class Recorder:
             record.sealed = True
             if record.lost:
                 lost.append(path)
-        if self.keeper is not None:
-            self.keeper.finish(failed, self.records)
+        try:
+            if self.keeper is not None:
+                self.keeper.finish(failed, self.records)
+        finally:
+            self.news.tell(None)
         if lost:
             nodes = [self.nodes[path] for path in lost]
             _copied(nodes[0]._root).update(node._module for node in nodes)
@@ -184,7 +194,8 @@ class Recorder:
     def _tap_all(self, run: Taps, path: str, clone: bool) -> None:
         """Listen to both sides of a module; its inputs are taken as it is called, unchanged yet."""
         plan, keeper, steps = self.plan, self.keeper, self.plan.steps
-        node, calls = self.nodes[path], self.records[path].calls
+        node, record, news = self.nodes[path], self.records[path], self.news
+        calls, ears = record.calls, news.ears
         begun: list[tuple[Any, _TensorMarks]] = []
 
         def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -204,15 +215,17 @@ class Recorder:
             if keeper is not None:
                 call = keeper.place(path, call, self.records)
             calls.append(call)
+            if ears:
+                news.tell(record)
 
         if plan.inputs:
             run.tap_input(node, enter)
         run.tap(node, leave)
 
 
-def _tap_output(run: Taps, calls: list[Call], plan: Plan) -> Callback:
+def _tap_output(run: Taps, record: Record, news: News, plan: Plan) -> Callback:
     """The default, and so the fast one: outputs alone, detached, of every step."""
-    append = calls.append
+    append, ears = record.calls.append, news.ears
 
     def take(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if type(output) is Tensor:
@@ -224,6 +237,8 @@ def _tap_output(run: Taps, calls: list[Call], plan: Plan) -> Callback:
         else:
             marks: _TensorMarks = []
             append((run.step, mapped(output, _keeping(plan, marks, False)), None, marks))
+        if ears:
+            news.tell(record)
 
     return take
 

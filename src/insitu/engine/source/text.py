@@ -13,9 +13,9 @@ import dis
 import inspect
 import linecache
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from insitu.engine.capture.parsing import parse
@@ -76,7 +76,7 @@ def define(function: FunctionType) -> Definition:
                 "put its definition into a file or a cell.",
             )
         definition = _parsed(lines, code)
-        if definition is not None and _is_text_of(definition.tree, code):
+        if definition is not None and _is_text_of(definition.tree, function):
             return definition
         if not is_last:
             linecache.checkcache(code.co_filename)
@@ -88,7 +88,7 @@ def define(function: FunctionType) -> Definition:
 
 
 def compiled(
-    tree: Tree, code: CodeType, names: Sequence[str] = (), *, plain_super: bool = False
+    tree: Tree, code: CodeType, names: Sequence[str] = (), *, above: Sequence[ast.stmt] = ()
 ) -> CodeType:
     """A definition as code whose free variables are those of `code` and `names`.
 
@@ -96,7 +96,7 @@ def compiled(
         tree: the definition, perhaps changed.
         code: what it was compiled to when it was imported.
         names: free variables to be had besides.
-        plain_super: compile `super()` as a call, as Python does in a file that names it elsewhere.
+        above: statements of its file that change how it is compiled.
     """
     parameters = [ast.arg(name) for name in (*names, *code.co_freevars)]
     factory = ast.FunctionDef(
@@ -106,13 +106,12 @@ def compiled(
     around = _class_around(code.co_qualname)
     if around is not None:  # for it, the compiler mangles names such as self.__cache
         outer = ast.ClassDef(around, [], [], [factory], [], **_no_types)
-    body = [ast.Expr(ast.Name("super", ast.Load())), outer] if plain_super else [outer]
-    for node in (body[0], outer, factory, *parameters):
+    for node in (*above, outer, factory, *parameters):
         ast.copy_location(node, tree)
     future = code.co_flags & _FUTURE_FLAGS
-    module = (
-        ast.fix_missing_locations(ast.Module(body, [])) if plain_super else ast.Module(body, [])
-    )
+    module = ast.Module([*above, outer], [])
+    if above:
+        ast.fix_missing_locations(module)
     found = compile(module, code.co_filename, "exec", future, dont_inherit=True)
     for _ in range(2 if around is None else 3):
         found = next(const for const in found.co_consts if isinstance(const, CodeType))
@@ -224,15 +223,33 @@ def _qualified(code: CodeType, before: str, after: str) -> CodeType:
     return code.replace(co_consts=tuple(map(renamed, code.co_consts)), co_qualname=name)
 
 
-def _is_text_of(tree: Tree, code: CodeType) -> bool:
+def _is_text_of(tree: Tree, function: FunctionType) -> bool:
+    code = function.__code__
     if _REWRITTEN_BY_PYTEST in code.co_names:
         return True  # its asserts were rewritten when it was imported: nothing to compare with
     try:
-        return _same(compiled(tree, code), code) or (
-            "super" in code.co_names and _same(compiled(tree, code, plain_super=True), code)
-        )
+        return any(_same(compiled(tree, code, above=it), code) for it in _files(function))
     except (SyntaxError, ValueError):
         return False
+
+
+def _files(function: FunctionType) -> Iterator[list[ast.stmt]]:
+    """What its file may say that changes how a function is compiled: nothing, mostly.
+
+    A `super` that is named elsewhere makes `super()` a call like others; a long call of what was
+    imported is compiled otherwise than that of a method.
+    """
+    yield []
+    names = function.__code__.co_names
+    plain: list[ast.stmt] = [ast.Expr(ast.Name("super", ast.Load()))] if "super" in names else []
+    if plain:
+        yield plain
+    modules = [it for it in names if isinstance(function.__globals__.get(it), ModuleType)]
+    if modules:
+        imports = ast.Import([ast.alias(name) for name in modules])
+        yield [imports]
+        if plain:
+            yield [*plain, imports]
 
 
 def _same(one: CodeType, other: CodeType) -> bool:
