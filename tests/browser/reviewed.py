@@ -75,6 +75,7 @@ def assert_as_reviewed(notebook, index, name):
 
 
 def _alike(snapshot):
-    """Its lines without numbers, and without the repetitions of one."""
-    lines = (re.sub(r"[-−]?\d+([.,]\d+)*(e[-+]?\d+)?", "n", line) for line in snapshot.splitlines())
-    return (line for line, _ in groupby(lines))
+    """Its lines without numbers and jobs' names, and without what repeats the lines before."""
+    text = re.sub(r"\b[0-9a-f]{12,}\b", "id", snapshot + "\n")
+    text = re.sub(r"[-−]?\d+([.,]\d+)*(e[-+]?\d+)?", "n", text)
+    return re.sub(r"((?:.*\n){1,6}?)\1+", r"\1", text).splitlines()

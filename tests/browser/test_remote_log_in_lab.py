@@ -105,5 +105,6 @@ def test_a_log_survives_a_reload_and_is_shown_again_after_a_restart(lab):
     again = notebook.cell(5).locator(".insitu-remote_log")
     again.locator("[aria-current=step]", has_text="LOST").wait_for()
     again.locator(".said", has_text="The kernel ended while the job ran.").wait_for()
+    again.get_by_role("button", name="even").click()
     reviewed(notebook, 5, "remote_log_recorded")
     assert lab.outside == []

@@ -94,6 +94,7 @@ def look(notebook, index, wanted=None):
 
 def reviewed(notebook, index, name):
     """A view is as it was when it was reviewed; its pictures too, where they are wanted."""
+    answered(notebook, notebook.cell(index).locator(".insitu-view").first)
     assert_as_reviewed(notebook, index, name)
     pictures(notebook, index, name)
 
