@@ -31,7 +31,7 @@ test: $(VENV)/dev $(BUNDLE)
 
 # Every widget and the quickstart in a real JupyterLab, in Debian's chromium.
 browser: $(VENV)/dev $(BUNDLE)
-	$(BIN)/python -m pytest -q -m "slow and not gpu and not network" tests/browser
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "slow and not gpu and not network" tests/browser
 
 # Everything, the slow stress, soak and browser tests too.
 test-all: test

@@ -128,7 +128,6 @@ def test_a_generation_fills_is_stopped_and_forks(lab):
 
     view.locator(".lanes").focus()
     page.keyboard.press("ArrowRight")
-    reviewed(notebook, 1, "generation_view")
     assert notebook.said == []
     assert lab.outside == []
 
@@ -171,7 +170,7 @@ def test_a_kernel_that_dies_mid_stream_leaves_what_came_and_says_so(lab):
     view.get_by_role("button", name="Fork at step 3").click()
     view.get_by_text("The fork could not be asked for: the kernel is gone.").wait_for()
     page.wait_for_timeout(500)
-    reviewed(notebook, 1, "generation_view_dead")
+    reviewed(notebook, 1, "generation_view_dead", is_alive=False)
     assert notebook.said == []
     assert lab.outside == []
 
@@ -205,4 +204,6 @@ def test_a_cells_generation_forks_with_what_the_cell_wrote(lab):
     assert again == main
     assert told(notebook, "seen") == list(range(8))
     assert view.get_by_text("No forks").count() == 0
+    view.locator(".lanes tbody tr").nth(2).locator(".token").nth(4).wait_for()
+    reviewed(notebook, 1, "generation_view")
     assert notebook.said == lab.outside == []

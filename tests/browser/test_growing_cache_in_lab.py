@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 CELLS = [
     "import insitu, pathlib, time\nmodel = insitu.LanguageModel('demo')\n"
     "gate = pathlib.Path('gate')\ngate.write_text('-1')\n"
-    "def wait(step):\n    while int(gate.read_text()) < step:\n        time.sleep(0.02)",
+    "def wait(step):\n    while int(gate.read_text() or -1) < step:\n        time.sleep(0.02)",
     "with model.generate('The Eiffel Tower is in', max_new_tokens=3) as tracer:\n"
     "    cache = tracer.cache('transformer.h.*')\n"
     "    view = cache.view()\n    view.show_now()\n"

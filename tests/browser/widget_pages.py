@@ -92,9 +92,10 @@ def look(notebook, index, wanted=None):
     return notebook.page.evaluate(LOOK, [index, wanted, PATIENCE_S * 1000])
 
 
-def reviewed(notebook, index, name):
+def reviewed(notebook, index, name, *, is_alive=True):
     """A view is as it was when it was reviewed; its pictures too, where they are wanted."""
-    answered(notebook, notebook.cell(index).locator(".insitu-view").first)
+    if is_alive:
+        answered(notebook, notebook.cell(index).locator(".insitu-view").first)
     assert_as_reviewed(notebook, index, name)
     pictures(notebook, index, name)
 
