@@ -7,6 +7,7 @@ url, key = shared()                     # one for this whole process
 """
 
 import atexit
+import os
 import secrets
 import subprocess
 import sys
@@ -24,16 +25,25 @@ START_S = 120
 
 @contextmanager
 def demo_server(
-    *models: str, trust: str = "team", folder: str | None = None
+    *models: str,
+    trust: str = "team",
+    folder: str | None = None,
+    python: str = sys.executable,
+    **variables: str,
 ) -> Iterator[tuple[str, str]]:
     """Run `insitu serve` until the block ends; gives its address and a key."""
     key = secrets.token_urlsafe(32)
     with TemporaryDirectory(dir=folder) as place:
         told = Path(place) / "told"
-        command = [sys.executable, "-m", "insitu", "serve", *(models or ("demo",))]
+        command = [python, "-m", "insitu", "serve", *(models or ("demo",))]
         more = ["--trust", trust, "--port", "0", "--key", key, "--data", f"{place}/data"]
         with told.open("w") as out:
-            process = subprocess.Popen([*command, *more], stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                [*command, *more],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **variables},
+            )
         try:
             yield _ready(process, told), key
         finally:

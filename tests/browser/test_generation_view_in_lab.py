@@ -205,5 +205,7 @@ def test_a_cells_generation_forks_with_what_the_cell_wrote(lab):
     assert told(notebook, "seen") == list(range(8))
     assert view.get_by_text("No forks").count() == 0
     view.locator(".lanes tbody tr").nth(2).locator(".token").nth(4).wait_for()
+    view.locator(".lanes tbody tr").first.locator(".token").nth(5).click()
+    view.get_by_role("heading", name="Step 5").first.wait_for()
     reviewed(notebook, 1, "generation_view")
     assert notebook.said == lab.outside == []

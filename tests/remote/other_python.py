@@ -1,4 +1,4 @@
-"""Run by another Python, as `other_python.py URL 3.11`: a client of a server on 3.11.
+"""Run as `other_python.py URL 3.12`, on any Python: a client of a server on 3.12.
 
 A block of each kind, each against the same block in place.
 """

@@ -1,4 +1,4 @@
-"""Clients on other Pythons than the server's: each runs `other_python.py` against a real server.
+"""Clients and servers on different Pythons: each client runs `other_python.py` on a real server.
 
 They are looked for in INSITU_PYTHONS, a list of interpreters as PATH is one, and in ~/.pyenv. One
 that lacks torch, or any other package that a client needs, is skipped by name.
@@ -12,8 +12,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from demo_server import demo_server
 
 pytestmark = pytest.mark.slow
+VERSIONS = ["3.11", "3.12", "3.13"]
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
 NEEDS = ("torch", "transformers", "requests", "safetensors", "zstandard", "greenlet", "pytest")
@@ -57,13 +59,22 @@ def test_an_interpreter_that_is_not_there_is_told_of(monkeypatch):
     assert f"{sys.executable} lacks no_such_package" in why
 
 
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_a_client_of_this_python_uses_the_server(version, team_server):
+@pytest.fixture(scope="module", params=VERSIONS)
+def server(request):
+    """A server on one of the Pythons: its version, address and key."""
+    python, why = found(request.param)
+    if python is None:
+        pytest.skip(why)
+    with demo_server(python=python, PYTHONPATH=str(SOURCE)) as (url, key):
+        yield request.param, url, key
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_client_of_this_python_uses_the_server(version, server):
     python, why = found(version)
     if python is None:
         pytest.skip(why)
-    url, key = team_server
-    there = ".".join(platform.python_version_tuple()[:2])
+    there, url, key = server
     done = run(
         python, "-W", "error", str(HERE / "other_python.py"), url, there,
         INSITU_API_KEY=key, HF_HUB_OFFLINE="1", XDG_CONFIG_HOME=str(HERE / "no such folder"),
