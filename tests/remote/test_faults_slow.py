@@ -73,7 +73,7 @@ def until(condition, time_s=30):
 
 def calm(place):
     """How many processes there are once no spare is being made any more."""
-    count, since = 0, 0.0
+    count, since = 0, time.monotonic()
     while time.monotonic() - since < 1:
         if (now := len(place.everything())) != count:
             count, since = now, time.monotonic()

@@ -254,6 +254,7 @@ class Desk:
         self.dispatch()
         await self._written(job, rows)
         self.quota.grew(job.user, result[0] if result else 0, job.rows_bytes)
+        await self._kept_small()  # before the next result: many may come between two ticks
         self.folder.remove_request(job.id)
         self.live.pop(job.id, None)
         job.news.tell()

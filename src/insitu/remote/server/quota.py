@@ -28,6 +28,7 @@ class Quota:
         self._limits = limits
         self._results: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
+        self._keeping = asyncio.Lock()
 
     def open(self) -> None:
         """Count what an earlier server has left."""
@@ -57,12 +58,13 @@ class Quota:
         Raises:
             StoreTrouble: the database does not take it; files may be gone already.
         """
-        share = self.share
-        for user in [it for it, size in self._results.items() if size > share]:
-            await self._fewer_results(user, self._results[user] - share)
-        most = self._limits.kept_rows_bytes
-        for user in [it for it, size in self._rows.items() if size > most]:
-            await self._fewer_rows(user, self._rows[user] - most)
+        async with self._keeping:
+            share = self.share
+            for user in [it for it, size in self._results.items() if size > share]:
+                await self._fewer_results(user, self._results[user] - share)
+            most = self._limits.kept_rows_bytes
+            for user in [it for it, size in self._rows.items() if size > most]:
+                await self._fewer_rows(user, self._rows[user] - most)
 
     async def _fewer_results(self, user: str, over: int) -> None:
         rows = self._store.rows(
