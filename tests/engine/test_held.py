@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import warnings
 from weakref import ref
 
@@ -357,6 +358,11 @@ def test_a_pass_of_a_thread_that_has_ended_is_closed_and_forgotten(net, x):
     in_a_thread(lambda: runs.append(NNsight(net).open(x).step()))
     worker = ref(runs[0]._pass.worker)
     runs.pop().close()
+    for _ in range(500):  # the system may take a moment to end the thread
+        if worker() is None:
+            break
+        gc.collect()
+        time.sleep(0.01)
     assert worker() is None
     with NNsight(net).trace(x) as tracer:
         out = tracer.result
