@@ -6,8 +6,7 @@ The first pass of each kind (trace, generate) is observed in full: every module 
 costs about 2 µs a module, once. Later passes arm only what the block asks for, and still an order
 error is known at once, an error can say "never ran", and a module called from outside its own tree
 has its caller armed with it. A pass that is stopped on its way tells no order; one that asks for
-the same modules again is not observed in vain, until one of these asks for something that does not
-come.
+the same modules again is not observed in vain, until one of these fails or runs to its end.
 """
 
 import itertools

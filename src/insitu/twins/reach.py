@@ -18,7 +18,7 @@ from types import CodeType
 from torch import nn
 
 from insitu.engine.compiled import COMPILED, COMPILED_CALL
-from insitu.engine.opaque import is_opaque
+from insitu.engine.opaque import is_opaque, reached
 from insitu.engine.source.chain import of
 from insitu.engine.source.text import define
 from insitu.engine.stopping import underneath
@@ -69,13 +69,12 @@ def reach_of(root: nn.Module, modules: Iterable[nn.Module]) -> Reach:
         root: the whole model.
         modules: those that are numbered; of a part of it, for one.
     """
-    opaque = [it for it in root.modules() if is_opaque(it)]
-    within = {below for it in opaque for below in it.modules() if below is not it}
+    within_reach = set(reached(root))
     has_text: dict[type, bool] = {}
     rows: dict[str, list[int]] = {label: [] for label in WORDS}
     numbered = list(modules)
     for row, module in enumerate(numbered):
-        if module in within:
+        if module not in within_reach:
             rows["out of reach"].append(row)
             continue
         if is_opaque(module):
