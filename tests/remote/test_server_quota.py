@@ -108,3 +108,25 @@ def test_one_user_cannot_fill_the_disk(tmp_path, monkeypatch):
         for it in (ada, eve):
             it.close()
     keys.close()
+
+
+def test_a_result_that_is_being_removed_is_not_counted_as_room_twice(tmp_path, monkeypatch):
+    """Neither held and free at once, nor as gone when it could not be removed."""
+    limits = Limits(kept_bytes=5 * MEGABYTE)
+    held = []
+    with running(tmp_path, limits=limits) as (server, client):
+        quota, folder = server.server.desk.quota, server.server.folder
+        remove = folder.remove_result
+
+        def watched(id):
+            held.append(quota._results.total() // MEGABYTE)
+            if len(held) == 1:
+                raise OSError("a disk that does not answer")
+            remove(id)
+
+        monkeypatch.setattr(folder, "remove_result", watched)
+        for _ in range(3):
+            job = client.send(request(["size", 2 * MEGABYTE]))
+            assert client.events(job)[-1][2]["phase"] == "COMPLETED"
+        until(lambda: quota._results.total() // MEGABYTE == 4)
+        assert held == [4, 4]

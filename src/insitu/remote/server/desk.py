@@ -346,6 +346,8 @@ class Desk:
             await self.quota.keep()
         except StoreTrouble as trouble:  # the next tick tries it again
             log.error("what is old cannot be forgotten: %s", trouble.refusal.why)
+        except OSError as error:
+            log.error("what is old cannot be removed: %s", error)
 
     async def _sweep(self) -> None:
         gone = await asyncio.to_thread(self.folder.remove_old)

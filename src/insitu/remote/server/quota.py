@@ -57,6 +57,7 @@ class Quota:
 
         Raises:
             StoreTrouble: the database does not take it; files may be gone already.
+            OSError: the disk does not take it.
         """
         async with self._keeping:
             share = self.share
@@ -75,9 +76,8 @@ class Quota:
         for id, size in rows:
             if over <= 0:
                 return
-            await asyncio.to_thread(self._folder.remove_result, id)
+            await self._removed(user, id, size)
             await self._store.write(("UPDATE jobs SET kept = 0 WHERE id = ?", (id,)))
-            self.grew(user, -size, 0)
             over -= size
 
     async def _fewer_rows(self, user: str, over: int) -> None:
@@ -89,7 +89,15 @@ class Quota:
         for id, size, result in rows:
             if over <= 0:
                 return
-            await asyncio.to_thread(self._folder.remove_result, id)
+            await self._removed(user, id, result or 0)
             await self._store.write(*forgotten(id))
-            self.grew(user, -(result or 0), -size)
+            self.grew(user, 0, -size)
             over -= size
+
+    async def _removed(self, user: str, id: str, size: int) -> None:
+        self.grew(user, -size, 0)  # before it goes: else `share` counts it twice, held and free
+        try:
+            await asyncio.to_thread(self._folder.remove_result, id)
+        except OSError:
+            self.grew(user, size, 0)
+            raise
