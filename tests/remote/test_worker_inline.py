@@ -144,3 +144,39 @@ def test_a_device_process_that_cannot_be_told_of_a_job_leaves_no_file_open(monke
 
 def fails():
     raise OSError(24, "too many open files")
+
+
+BREAKS_ONCE = """
+import os
+from insitu.remote.worker import device_health
+
+def works(device):
+    try:
+        os.remove({mark!r})
+    except FileNotFoundError:
+        return True
+    return False
+
+device_health.works = works
+"""
+
+
+@pytest.mark.parametrize("how", [{"trust": "self", "device": "auto"}, {"apart": True}])
+def test_a_device_that_computes_no_more_takes_its_process_along_and_no_other_job(
+    tmp_path, monkeypatch, how
+):
+    """Fault 18: some errors of a GPU stay with a process; here its look at the device says so."""
+    mark = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_ONCE.format(mark=str(mark)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with running(tmp_path, **how) as runs:
+        host = runs.pool._hosts["demo"]
+        assert runs.job("print(1)").phase == "COMPLETED"
+        pid = host.pid
+        mark.touch()
+        assert runs.job("print(2)").lines == ["2"]
+        then = runs.job("print(model.transformer.h[0].attn is not None)")
+        assert then.phase == "COMPLETED", then.text
+        assert then.lines == ["True"]
+        assert not mark.exists()
+        assert host.pid != pid

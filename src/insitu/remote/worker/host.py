@@ -55,6 +55,8 @@ class Host:
         """It was ready, and is gone without having been told to."""
         self.was_killed = False
         """It ended while it opened the model, without having said why."""
+        self._broken = False
+        """Its device computes no more: it ends by itself, and takes no job before that."""
         self.progress: Progress | None = None
         """How far it is while it is loaded, as its process says."""
         self._about: dict[str, Any] = {}
@@ -85,8 +87,8 @@ class Host:
 
     @property
     def is_stopping(self) -> bool:
-        """It was told to end, and has not yet."""
-        return self._stopping and self._control is not None
+        """It is to end, and has not yet."""
+        return (self._stopping or self._broken) and self._control is not None
 
     @property
     def pid(self) -> int | None:
@@ -117,7 +119,7 @@ class Host:
         ours.setblocking(False)
         self._control = ours
         self.state, self.fault, self.died, self.was_killed = "loading", None, False, False
-        self._stopping = self.is_leaving = False
+        self._stopping = self.is_leaving = self._broken = False
         self.progress = None
         self._gone.clear()
         loop = asyncio.get_running_loop()
@@ -212,6 +214,8 @@ class Host:
         elif message["said"] == "failed":
             self.state, self.fault = "failed", Fault(message["kind"], message["text"])
             self._answer(False)
+        elif message["said"] == "broken":
+            self._broken = True
         self._changed(self)
 
     def _too_long(self, time_s: float) -> None:
@@ -253,6 +257,7 @@ class Host:
         self.bytes = 0
         jobs, self.jobs = self.jobs, {}
         for job in jobs.values():
-            job.lost(f"the process of the model {self.settings.spec.name!r} ended while it ran")
+            why = f"the process of the model {self.settings.spec.name!r} ended while it ran"
+            job.lost(why, by_another=self._broken)
         self._gone.set()
         self._changed(self)

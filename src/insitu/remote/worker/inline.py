@@ -12,13 +12,24 @@ import resource
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
-from insitu.remote.worker import frames, job_process
+from insitu.remote.worker import device_health, frames, job_process
 from insitu.remote.worker.jail import bound_memory
 
 
 def serve(control: socket.socket, setup: job_process.Setup) -> None:
-    """Until the pool says stop, or is gone."""
+    """Until the pool says stop, is gone, or the device computes no more."""
+    devices = {it.device for it in setup.model._module.parameters()}
+    works = True
+
+    def look() -> None:  # before a job says how it ended: the next one comes at once then
+        nonlocal works
+        works = all(map(device_health.works, devices))
+        if not works:
+            frames.send_control(control, {"said": "broken"})
+
+    setup = replace(setup, before_end=look)
     while (got := frames.receive_control(control, 3)) is not None and got[0]["ask"] != "stop":
         message, fds = got
         if message["ask"] != "submit":
@@ -26,6 +37,8 @@ def serve(control: socket.socket, setup: job_process.Setup) -> None:
         with _bounded(message["limits"]["memory_bytes"]):
             code = job_process.run(message, tuple(fds), setup)
         os.close(fds[0])
+        if not works:
+            return
         said = {"said": "exit", "job": message["job"], "code": code, "reason": ""}
         frames.send_control(control, said)
 

@@ -46,6 +46,8 @@ class Setup:
     """Run before there is a task: what only the first use of a model pays for."""
     bridge: Bridge | None = None
     """To where the model computes, if that is another process; a task has files for it."""
+    before_end: Callable[[], None] = lambda: None
+    """Run when a block is over, before the server is told."""
 
     @property
     def files(self) -> int:
@@ -251,6 +253,7 @@ def run(message: dict[str, Any], fds: tuple[int, ...], setup: Setup) -> int:
             ended = _ended_by(setup, bytes(asked or b""), link, cast(BinaryIO, written), limits)
     except BaseException as error:
         ended = Ended("ERROR", fault_of(error))
+    setup.before_end()
     link.end(ended)
     return 0 if ended.phase == "COMPLETED" else 3
 

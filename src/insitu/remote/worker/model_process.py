@@ -205,6 +205,9 @@ class ModelProcess:
         """What the process says in which the model computes; False when it is gone."""
         assert self._keeper is not None
         said = self._keeper.heard()
+        if said is not None and said["said"] == "broken":
+            self._say(said="broken")
+            return False
         if said is not None and said["said"] == "refused" and said["job"] in self._running:
             why = DEVICE_MEMORY if said["of_memory"] else f"{SENT}{said['why']}"
             self._kill(self._running[said["job"]], why)

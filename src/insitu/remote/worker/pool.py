@@ -135,6 +135,12 @@ class Pool:
         host = self._named(task.model)
         if host is None or self._stopping:
             return Ended("ERROR", _unknown(task.model, self._hosts))
+        job = await self._run(host, task, told)
+        if job.may_run_again and not self._stopping:
+            job = await self._run(host, task, told)
+        return job.over.result()
+
+    async def _run(self, host: Host, task: Task, told: Callable[[Told], None]) -> Running:
         early = self._trust == "self"
         job = Running(task, told, lambda: host.kill(task.id), early=early)
         self._jobs[task.id] = job
@@ -143,10 +149,11 @@ class Pool:
                 told(Status("LOADING"))
             failed = await self._begin(host, job, told)
             if failed is not None:
-                return failed
+                job.fails(failed)
             if not job.over.done():
                 told(Status("RUNNING"))
-            return await asyncio.shield(job.over)
+            await asyncio.shield(job.over)
+            return job
         finally:
             job.end("CANCELLED")  # where `run` itself was cancelled
             self._jobs.pop(task.id, None)

@@ -55,6 +55,8 @@ class Running:
         self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0
         self._wall_s = self._local_s = 0.0
+        self.may_run_again = False
+        """It was lost by the fault of the job before it, and has told nothing yet."""
 
     def open(self) -> tuple[int, int, int]:
         """The three files of the job process, to be closed once they are sent; the clock starts.
@@ -207,6 +209,10 @@ class Running:
 
     # Its end -------------------------------------------------------------------------------------
 
+    def fails(self, ended: Ended) -> None:
+        """It cannot begin."""
+        self._finish(ended)
+
     def end(self, phase: str, fault: Fault | None = None) -> None:
         """Kill the job; this is then how it ended, unless it has ended already."""
         if self.over.done():
@@ -229,11 +235,17 @@ class Running:
         self._drain()
         self._finish(self._verdict or self._said or _by_exit(code, reason, self.task))
 
-    def lost(self, why: str) -> None:
-        """Its model process is gone, and it with it."""
+    def lost(self, why: str, *, by_another: bool) -> None:
+        """Its model process is gone, and it with it.
+
+        Args:
+            by_another: the job before it has left the process so.
+        """
         if self.over.done():
             return
         self._drain()
+        told = self._events or self._said or self._verdict
+        self.may_run_again = by_another and not told
         self._finish(self._verdict or self._said or Ended("LOST", _lost(why)))
 
     def _drain(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from insitu.remote.worker import frames, job_process, loading, opening
+from insitu.remote.worker import device_health, frames, job_process, loading, opening
 from insitu.remote.worker.apart.channel import Channel
 from insitu.remote.worker.apart.conversation import Conversation
 from insitu.remote.worker.apart.pristine import Pristine
@@ -47,21 +47,10 @@ def serve(control: socket.socket, room: Room, before: Pristine) -> None:
         if refusal:
             said = {"said": "refused", "job": message["job"], "why": refusal}
             frames.send_control(control, {**said, "of_memory": lacked_memory})
-        if not before.restore() or not _device_works(room.device):
+        if not before.restore() or not device_health.works(room.device):
+            frames.send_control(control, {"said": "broken"})
             return
         frames.send_control(control, {"said": "free", "job": message["job"]})
-
-
-def _device_works(device: torch.device) -> bool:
-    """Whether the device still computes: an error on a GPU may stay with the process for good."""
-    if device.type != "cuda":
-        return True
-    try:
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        return False
-    return True
 
 
 def opened(settings: Settings, tell: loading.Tell) -> tuple[Room, Pristine, dict[str, Any]]:
