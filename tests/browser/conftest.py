@@ -23,6 +23,7 @@ pytest.register_assert_rewrite("widget_pages", "reviewed")  # a failure there te
 from lab_pages import Lab  # noqa: E402
 from lab_server import Server  # noqa: E402
 
+_FAILED = pytest.StashKey[bool]()
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -62,4 +63,15 @@ def lab(labs: Callable[[str], Lab], request: pytest.FixtureRequest) -> Iterator[
     """A page on JupyterLab, and a folder of the test's own: `lab.root`."""
     page = labs(request.node.name)
     yield page
+    if request.node.stash.get(_FAILED, False):
+        print(page.told())
     page.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Remember a failure, for the page to be told of."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report

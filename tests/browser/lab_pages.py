@@ -8,6 +8,13 @@ from lab_server import PATIENCE_S, Server
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
+WIDGETS_SHOWN = """() => window.jupyterapp.shell.currentWidget.content.widgets.every(cell => {
+    const outputs = [...cell.node.querySelectorAll('.jp-OutputArea-output')];
+    const models = cell.model.toJSON().outputs ?? [];
+    const widgets = models.filter(it => it.data?.['application/vnd.jupyter.widget-view+json']);
+    return outputs.length >= widgets.length
+        && !outputs.some(it => it.textContent.startsWith('Loading widget...'));
+})"""
 PYTHON = """async code => {
     const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
     const future = kernel.requestExecute({ code, store_history: false });
@@ -145,9 +152,20 @@ class Lab:
         return self.wait_open()
 
     def reload(self) -> Notebook:
-        """Load the page again, and wait until the notebook is there."""
-        self.page.reload()
-        return self.wait_open()
+        """Load the page again, and wait until the notebook is there, its widgets too.
+
+        ipywidgets looks for a widget's model for two seconds, and not once more after its last
+        nap. A model that comes in that tenth of a second is said to be missing for good
+        (`get_model` in jupyterlab-manager 5.0); whoever sees that loads the page once more.
+        """
+        for _ in range(3):
+            self.page.reload()
+            notebook = self.wait_open()
+            self.page.wait_for_function(WIDGETS_SHOWN)
+            if self.page.get_by_text("Error displaying widget: model not found").count() == 0:
+                break
+            print("ipywidgets has missed a model that came; the page is loaded once more")
+        return notebook
 
     def wait_open(self) -> Notebook:
         """The notebook, once it and its kernel are there."""
@@ -161,6 +179,13 @@ class Lab:
         )
         self._said.clear()  # what JupyterLab says of itself while it loads
         return Notebook(self.page, self._said)
+
+    def told(self) -> str:
+        """What the page shows and has said, for whoever reads why a test failed."""
+        shown = self.page.locator("body").inner_text()
+        picture = self.server.root / f"{self.name}.png"
+        self.page.screenshot(path=picture)
+        return "\n".join([f"THE PAGE ({picture})", shown, "ITS CONSOLE", *self._said])
 
     def close(self) -> None:
         """Close the page and end its kernels."""
