@@ -10,8 +10,11 @@ import torch
 import insitu
 import insitu as nnsight
 from insitu import CONFIG, LanguageModel, NNsight, compat
+from insitu.engine.capture import per_code
+from insitu.engine.source import kept
+from insitu.settings import Config
 
-TYPES = sorted(name for name, it in compat.OLDER.items() if isinstance(it, type))
+TYPES = sorted(name for name in compat.OLDER if isinstance(getattr(builtins, name, None), type))
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -104,6 +107,55 @@ def test_what_cannot_be_right_says_what_to_write(name, write):
         pass
     assert caught.value.what == f"{name}() belongs to an older way of writing traces."
     assert f"write `{write}`" in caught.value.next
+
+
+def test_clearing_the_cache_lets_go_of_blocks_and_forwards_and_breaks_none(net, x):
+    model = NNsight(net)
+
+    def run():
+        with model.trace() as tracer, tracer.invoke(x):
+            operation = model.layer1.source.F_linear_0.output
+            out = model.output
+        return operation, out
+
+    def known():
+        return bool(per_code.known[id(run.__code__)].bodies), bool(kept._known)
+
+    for _ in range(2):
+        operation, out = run()
+        assert torch.equal(operation, net.layer1(x))
+        assert torch.equal(out, net(x))
+        assert known() == (True, True)
+        nnsight.Globals.cache.clear()
+        assert known() == (False, False)
+
+
+def test_clearing_the_cache_in_a_block_does_not_hurt_those_that_wait(net, x):
+    model, seen = NNsight(net), []
+    with model.trace() as tracer:
+        with tracer.invoke(x):
+            nnsight.Globals.cache.clear()
+            with tracer.iter[:]:
+                seen.append(model.layer1.output)
+        with tracer.invoke(x * 2):
+            nnsight.Globals.cache.clear()
+            out = model.output
+    torch.testing.assert_close(seen, [net.layer1(x)])
+    torch.testing.assert_close(out, net(x * 2))
+
+
+def test_the_older_variable_holds_the_key_where_nothing_of_ours_does(monkeypatch):
+    config = Config()
+    monkeypatch.delenv("INSITU_API_KEY", raising=False)
+    monkeypatch.setenv("NDIF_API_KEY", "older")
+    assert config.api_key == "older"
+    config.set_default_api_key("set here")
+    assert config.api_key == "set here"
+    monkeypatch.setenv("INSITU_API_KEY", "ours")
+    assert config.api_key == "ours"
+    for name in ("INSITU_API_KEY", "NDIF_API_KEY"):
+        monkeypatch.setenv(name, "")
+    assert Config().api_key is None
 
 
 def test_the_names_of_the_documents_first_lines():

@@ -5,6 +5,7 @@ import re
 import sys
 from contextlib import redirect_stdout
 from functools import cache
+from pathlib import Path
 
 import pytest
 import reference_cells
@@ -95,7 +96,17 @@ def test_a_cell_that_fails_and_one_that_need_not_be_left_out_are_told(monkeypatc
     results = walkthrough.run("004")
     assert [it.status for it in results] == ["ok", "failed", "skipped", "passes"]
     assert results[1].reason == "ZeroDivisionError: division by zero"
-    assert "vLLM" in walkthrough.summary("004", results)
+    assert "vLLM is not installed" in walkthrough.summary("004", results)
+
+
+def test_cells_find_the_readers_files_in_a_folder_that_goes():
+    before = Path.cwd()
+    assert Cell("004", "open('myfile.txt'").text == "Simple enough!"
+    with walkthrough.a_shell():
+        assert Path.cwd() != before
+        Path("left.txt").touch()
+    assert Path.cwd() == before
+    assert not Path("left.txt").exists()
 
 
 # The walkthrough, in its order --------------------------------------------------------------------
@@ -356,7 +367,68 @@ def again(cell):
     return -logits[0, -1, cell.target_token], hidden
 
 
+def test_the_generation_that_the_reference_means(demo):
+    """Its cell gives `generate` no prompt, and is left out; the error says to write this."""
+    model = insitu.LanguageModel("demo")
+    with pytest.raises(insitu.InputError, match=r"(?s)inside another pass.*model\.generate\("):
+        with model.trace() as tracer:
+            with tracer.invoke("Once upon a time"):
+                model.transformer.h[5].output[:] *= 1.2
+            model.generate(max_new_tokens=50).sum()
+    with model.generate(max_new_tokens=50) as tracer:
+        with tracer.invoke("Once upon a time"):
+            model.transformer.h[5].output[:] *= 1.2
+        output = tracer.result
+    calls = []
+
+    def scaled(module, args, out):
+        calls.append(module)
+        return out * 1.2 if len(calls) == 1 else out
+
+    handle = demo[0].transformer.h[5].register_forward_hook(scaled)
+    want = generated(demo, "Once upon a time", 50)
+    handle.remove()
+    assert torch.equal(output[0, -len(want) :], want)
+
+
 # The release notes --------------------------------------------------------------------------------
+
+
+def test_the_release_notes_describe_an_image():
+    cell = Cell("003", "from nnsight import VisionLanguageModel")
+    module, processor, found = cell.model._module, cell.model.processor, []
+    given = processor(images=[cell.img], text="<image>\nDescribe this image", return_tensors="pt")
+    with torch.no_grad():
+        want = module.generate(**given, max_new_tokens=50, do_sample=False)
+        layer = module.model.language_model.layers[-1]
+        handle = layer.register_forward_hook(lambda m, args, out: found.append(out))
+        module(**processor.tokenizer("Hello world", return_tensors="pt"))
+    handle.remove()
+    assert torch.equal(cell.output, want)
+    torch.testing.assert_close(cell.hidden, found[0])
+
+
+def test_the_release_notes_draw_with_a_unet_and_with_a_transformer():
+    cell = Cell("003", "from nnsight import DiffusionModel")
+    torch.manual_seed(0)  # as before the cell; weights that are made before they are read draw too
+    pipeline = insitu.DiffusionModel("demo").pipeline
+    (one,) = denoised(pipeline, "unet", 1)
+    steps = denoised(pipeline, "unet", 50)
+    (last,) = denoised(cell.flux.pipeline, "transformer", 1)
+    torch.testing.assert_close(cell.denoiser_out[0], one)
+    torch.testing.assert_close(cell.denoiser_outputs, steps)
+    torch.testing.assert_close(cell.transformer_out[0], last)
+
+
+def denoised(pipeline, name, steps):
+    """What a pipeline's denoiser returns at each step, by a hook."""
+    found = []
+    pipeline.set_progress_bar_config(disable=True)
+    hook = lambda m, args, out: found.append(out[0].clone())  # noqa: E731
+    handle = getattr(pipeline, name).register_forward_hook(hook)
+    pipeline("A cat", num_inference_steps=steps)
+    handle.remove()
+    return found
 
 
 def test_loops_and_withs_of_the_release_notes_do_the_same(demo):

@@ -63,6 +63,13 @@ modules of torch.fx, and `DistributedDataParallel`. What is particular:
   cannot be scanned.
 - **torch's own fast path** (`nn.TransformerEncoderLayer` in evaluation mode, without gradients)
   calls none of its modules: they never run, and reading one says so. With gradients on they do.
+- **Time-major modules** (`nn.LSTM(…)` over `[time, batch, feature]`): `NNsight(net, batch_dim=1)`
+  joins invokes there, and each reads its rows there; `batch_dim={"hx": 1}` says it of single
+  arguments, and `batch=function` joins what cannot be put one below the other, such as ragged ids.
+  Without it they are joined in the first dimension, and a warning says that the module mixes them.
+- **One module at several places of a list** (`nn.ModuleList([block] * 3)`, an activation used twice
+  in a `Sequential`): place *k* is its *k*-th call. Under several names elsewhere it is one module,
+  whose further calls are steps: `tracer.iter`. A cache keeps all calls under each path.
 """
 
 

@@ -4,19 +4,23 @@
     best = nnsight.apply(torch.argmax, h)   # torch.argmax(h)
     nnsight.log(best)                       # print(best)
     nnsight.stop()                          # tracer.stop()
+    nnsight.Globals.cache.clear()           # what was found out about blocks and forwards goes
 
     @nnsight.trace                          # the function works as before, and is marked
     def decode(tokens): ...
 
 They are reached as `insitu.<name>` alone and are in no list of the package's names. A block is
 ordinary Python here, so most of them are what they are called; `iter` and `cond` say what to write.
+The variable NDIF_API_KEY is read as a key too: `insitu.settings` tells when.
 """
 
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+from insitu.engine.capture import per_code, text
 from insitu.engine.local import MARK
 from insitu.engine.running import active
+from insitu.engine.source import kept
 from insitu.engine.trace import Stop
 from insitu.engine.wrapped import WrappedModule
 from insitu.errors import NoTraceError, UsageError
@@ -93,10 +97,31 @@ def _use_python(name: str, now: str, before: str) -> UsageError:
     )
 
 
+class Kept:
+    """What has been found out about code: blocks taken out of their frames, forwards rewritten.
+
+    It is looked up by code objects and goes when they do, so that it is never out of date.
+    """
+
+    def clear(self) -> None:
+        """Let go of it; what is wanted again is found out again. Running traces are not hurt."""
+        for known in tuple(per_code.known.values()):
+            for found in (known.bodies, known.entered, known.rests, known.uses, known.enters):
+                found.clear()
+        kept._known.clear()
+        text._parsed.cache_clear()
+
+
+class Globals:
+    """`Globals.cache.clear()`, of older documents."""
+
+    cache = Kept()
+
+
 OLDER: dict[str, Any] = {
     **{kind.__name__: kind for kind in (
         bool, bytearray, bytes, complex, dict, float, int, list, set, str, tuple,
     )},
-    **{own.__name__: own for own in (apply, cond, iter, log, stop, trace)},
+    **{own.__name__: own for own in (Globals, apply, cond, iter, log, stop, trace)},
 }  # fmt: skip
 """Every name that `insitu.<name>` finds here."""

@@ -12,7 +12,8 @@ begins as False: a traceback then ends at the user's own line. `python -d script
 
 `save()` writes `insitu/config.json` in the user's config folder ($XDG_CONFIG_HOME, else ~/.config;
 %APPDATA% on Windows), readable by nobody else. INSITU_API_KEY comes before a key that was set or
-saved, and is itself never saved.
+saved, and is itself never saved. NDIF_API_KEY, of older documents, is read where there is neither:
+it may have been set for another program's server, so whatever is meant for ours comes before it.
 """
 
 import difflib
@@ -30,6 +31,7 @@ from typing import Any
 from insitu.errors import InsituWarning, UnknownSettingError, UsageError
 
 KEY_VARIABLE = "INSITU_API_KEY"
+OLDER_KEY_VARIABLE = "NDIF_API_KEY"
 
 _TAKES: dict[Any, str] = {bool: "True or False", str | None: "text or None"}
 
@@ -116,8 +118,9 @@ class Config(_Checked):
 
     @property
     def api_key(self) -> str | None:
-        """The key a server is sent: INSITU_API_KEY, else the one set here."""
-        return os.environ.get(KEY_VARIABLE) or self.API.KEY
+        """The key a server is sent: INSITU_API_KEY, else the one set here, else NDIF_API_KEY."""
+        own = os.environ.get(KEY_VARIABLE) or self.API.KEY
+        return own or os.environ.get(OLDER_KEY_VARIABLE) or None
 
     def set_default_api_key(self, key: str) -> None:
         """Use a key in this process; `save()` keeps it for later ones."""

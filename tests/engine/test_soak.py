@@ -76,29 +76,172 @@ def stale(model, x):
         model.first.output
 
 
-ACTS = (read, edit, stop, fail, skip, stale)
+def invoke(model, x):
+    with model.trace() as tracer:
+        with tracer.invoke(x):
+            first = model.first.output
+        with tracer.invoke(x * 2):
+            model.first.output = first
+            out = model.output
+    return first, out
+
+
+def fail_in_invoke(model, x):
+    try:
+        with model.trace() as tracer:
+            with tracer.invoke(x):
+                model.first.output
+            with tracer.invoke(x):
+                model.twice.output
+                raise Wanted
+    except Wanted:
+        return
+
+
+def stop_in_invoke(model, x):
+    with model.trace() as tracer:
+        with tracer.invoke(x):
+            first = model.first.output
+            tracer.stop()
+    return first
+
+
+def edit_beside(model, x):
+    with model.edit() as edited:
+        model.first.output[:] *= 2
+    with edited.trace(x):
+        return model.twice.output, edited.output
+
+
+def edit_in_place(model, x):
+    own = NNsight(model._module)
+    with own.edit(inplace=True):
+        own.first.output[:] *= 2
+    edited = own(x)
+    own.clear_edits()
+    return edited, own(x)
+
+
+def fail_in_edit(model, x):
+    with model.edit() as edited:
+        model.first.output
+        raise Wanted
+    with pytest.raises(Wanted):
+        edited(x)
+
+
+def operations(model, x):
+    with model.trace(x):
+        before = model.source.torch_tanh_0.output.clone()
+        model.source.torch_tanh_0.output[:] = 0
+        return before, model.output
+
+
+def backward(model, x):
+    with model.trace(x):
+        first = model.first.output.requires_grad_()
+        with model.output.sum().backward():
+            return first.grad
+
+
+def fail_in_backward(model, x):
+    try:
+        with model.trace(x):
+            first = model.first.output.requires_grad_()
+            with model.output.sum().backward():
+                first.grad
+                raise Wanted
+    except Wanted:
+        return
+
+
+def steps(model, x):
+    seen = []
+    with model.trace(x) as tracer:
+        for _ in tracer.iter[:]:
+            seen.append(model.twice.output)
+    return tuple(seen)
+
+
+def captured_steps(model, x):
+    seen = []
+    with model.trace(x) as tracer:
+        with tracer.iter[:]:
+            seen.append(model.twice.output)
+    return tuple(seen)
+
+
+def fail_in_a_step(model, x):
+    try:
+        with model.trace(x) as tracer:
+            with tracer.iter[:]:
+                model.twice.output
+                raise Wanted
+    except Wanted:
+        return
+
+
+def cache(model, x):
+    with model.trace(x) as tracer:
+        kept = tracer.cache(["first", "twice"])
+    return kept["first"].output, *kept["twice"].output
+
+
+def held(model, x):
+    run = model.open(x)
+    return model.first.output, run.finish()
+
+
+IN_PLACE = (read, edit, stop, fail, skip, stale)
+ACTS = (
+    *IN_PLACE, invoke, fail_in_invoke, stop_in_invoke, edit_beside, edit_in_place, fail_in_edit,
+    operations, backward, fail_in_backward, steps, captured_steps, fail_in_a_step, cache, held,
+)  # fmt: skip
+"""What a trace can be: a body in place, then those that are captured, kept, or run backwards."""
 
 
 def right(net, act, x):
-    """What an act gives, from plain torch."""
+    """What an act gives, from plain torch; None where it fails on purpose."""
+    if act is backward:
+        first = net.first(x).requires_grad_()
+        return torch.autograd.grad(after(net, first).sum(), first)[0]
     with torch.no_grad():
         first = net.first(x)
-        once = net.twice(first)
-        if act is read:
-            return first, net(x)
-        if act is edit:
-            return net.last(net.twice(torch.tanh(net.twice(first * 2 + 1))))
-        if act is stop:
-            return once
-        if act is skip:
-            return net.last(net.twice(torch.tanh(x * 3)))
-    return None
+        once, doubled = net.twice(first), net.twice(first * 2)
+        again = net.twice(torch.tanh(once))
+        rows = net.first(torch.cat((x, x * 2)))[:1]
+        return {
+            read: (first, net(x)),
+            edit: after(net, first * 2 + 1),
+            stop: once,
+            skip: net.last(net.twice(torch.tanh(x * 3))),
+            invoke: (rows, after(net, rows.repeat(2, 1))[1:]),
+            stop_in_invoke: first,
+            edit_beside: (doubled, after(net, first * 2)),
+            edit_in_place: (after(net, first * 2), net(x)),
+            operations: (torch.tanh(once), net.last(net.twice(torch.zeros_like(x)))),
+            steps: (once, again),
+            captured_steps: (once, again),
+            cache: (first, once, again),
+            held: (first, net(x)),
+        }.get(act)
+
+
+def after(net, first):
+    """What the net makes of its first layer's output."""
+    return net.last(net.twice(torch.tanh(net.twice(first))))
 
 
 def same(got, wanted):
     if isinstance(wanted, tuple):
         return all(map(same, got, wanted))
     return got is wanted if wanted is None else torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_each_act_gives_what_plain_torch_does(act):
+    net, x = Net(), torch.rand(1, 8)
+    assert same(act(NNsight(net), x), right(net, act, x))
 
 
 # Threads ------------------------------------------------------------------------------------------
@@ -109,7 +252,7 @@ def work(net, model, number, traces):
     wrong = []
     for i in range(traces):
         x = torch.full((1, 8), number + i / traces)
-        act = ACTS[(i + number) % len(ACTS)]
+        act = IN_PLACE[(i + number) % len(IN_PLACE)]
         try:
             if not same(act(model, x), right(net, act, x)):
                 wrong.append(f"thread {number}, trace {i}: {act.__name__} gave other numbers")

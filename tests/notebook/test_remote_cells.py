@@ -131,6 +131,12 @@ def test_a_key_that_the_environment_overrules_is_refused(cell, monkeypatch):
     assert "INSITU_API_KEY" in refused(cell, "%remote http://127.0.0.1:9 mine").what
 
 
+def test_a_key_of_an_older_name_does_not_overrule_one_that_is_given(cell, monkeypatch):
+    monkeypatch.delenv("INSITU_API_KEY", raising=False)
+    monkeypatch.setenv("NDIF_API_KEY", "older")
+    refused(cell, "%remote http://127.0.0.1:9 mine", ServerUnreachableError)  # so it was asked
+
+
 def test_a_body_is_needed_and_may_not_await(cell):
     assert "no body" in refused(cell, f"{AWAY} local\n# nothing").what
     assert "awaits" in refused(cell, f"{AWAY} local\nawait x").what

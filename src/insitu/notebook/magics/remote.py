@@ -4,6 +4,7 @@
 %remote
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,7 +72,7 @@ def _text(word: str, role: str, names: Mapping[str, Any]) -> str:
 
 
 def _check_key(key: str | None) -> None:
-    if key is not None and CONFIG.api_key != CONFIG.API.KEY and CONFIG.api_key != key:
+    if key is not None and os.environ.get(KEY_VARIABLE, key) not in ("", key):
         raise UsageError(
             f"%remote was given a key, and {KEY_VARIABLE} holds another.",
             f"{KEY_VARIABLE} comes before a key that is set here, so this one would not be sent.",

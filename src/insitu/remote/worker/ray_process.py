@@ -21,7 +21,7 @@ FAIL_S = 2.0
 _FOLDER = "insitu-ray-"
 _NAME_MOST = 40
 """Ray's sockets are deep inside, and a socket's path has 107 characters."""
-_SECRETS = ("INSITU_SERVER_KEY", "INSITU_API_KEY")
+_SECRETS = ("INSITU_SERVER_KEY", "INSITU_API_KEY", "NDIF_API_KEY")
 
 
 class LinkProcess:
