@@ -235,7 +235,7 @@ class Running:
         self._drain()
         self._finish(self._verdict or self._said or _by_exit(code, reason, self.task))
 
-    def lost(self, why: str, *, by_another: bool) -> None:
+    def lost(self, why: str, *, by_another: bool = False) -> None:
         """Its model process is gone, and it with it.
 
         Args:
