@@ -379,6 +379,11 @@ FOUND = {
         S("flagged", S("unpacked"), S("sharing", S("norm"))), 1,
         Read(5, "b.a", "output"), Read(7, "b.a.held", "input"), Read(9, "b.b", "output"),
     ),
+    "a loop begins below the call that was the only one": one(
+        S("recurrent", S("unpacked")), 1,
+        Read(7, "a.inner", "output"),
+        Loop((13, 21), "a.inner.a.inner", "output", slice(0, None), False), RESULT,
+    ),
     "a loop that begins with a later call": one(
         S("outside", S("linear"), S("linear")), 0,
         Loop((8,), "a.held", "output", slice(1, None), False), RESULT,

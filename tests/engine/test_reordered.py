@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import outputs
 from torch import nn
 
 import insitu
@@ -42,6 +43,24 @@ class Around(nn.Module):
         return self.whole.b(x) * 2 if self.whole.turned == "within" else x
 
 
+class Rounds(nn.Module):
+    """Goes round once, or oftener."""
+
+    rounds, over = 1, False
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.around, self.last = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 4)
+
+    def forward(self, x):
+        for _ in range(self.rounds):
+            x = self.around(x)
+        x = self.last(x)
+        self.over = True
+        return x
+
+
 @pytest.fixture
 def net():
     return Turning()
@@ -79,6 +98,30 @@ def test_a_module_that_a_method_calls_later_can_still_be_read(net, x):
         around = model.a.output
     assert torch.equal(early, net.b(x))
     assert torch.equal(around, net.a.inner(early))
+
+
+def test_a_loop_over_calls_goes_on_after_the_one_call_that_was_learned(x):
+    net = Rounds()
+    model = learned(net, x)
+    net.rounds = 3
+    with model.trace(x) as tracer:
+        model.around.output
+        seen = [model.around[0].output for _ in tracer.iter[:]]
+    calls = outputs(net, ["around.0"], x)["around.0"]
+    assert len(seen) == 2
+    assert all(map(torch.equal, seen, calls[1:]))
+
+
+def test_a_loop_over_calls_that_come_no_more_is_an_order_error_at_once(x):
+    net = Rounds()
+    model = learned(net, x)
+    net.over = False
+    with pytest.raises(insitu.OutOfOrderError, match=r"around\.0\.output was asked for"):
+        with model.trace(x) as tracer:
+            model.last.output
+            for _ in tracer.iter[:]:
+                model.around[0].output
+    assert not net.over
 
 
 def test_what_has_passed_in_the_learned_order_and_comes_no_more_is_an_order_error(net, x):

@@ -1,5 +1,7 @@
 """Steps in every spelling: `with`, `all`, `next`, `stream`, and the calls of a plain module."""
 
+from operator import attrgetter
+
 import pytest
 import torch
 from reference import edited, outputs
@@ -393,6 +395,24 @@ def test_a_loop_writes_to_the_calls_its_numbers_say(given, warm):
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("site", ["embed.output", "early.output", "late.input", "late.output"])
+@pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
+def test_a_step_may_begin_with_a_skip_of_a_call_to_come(given, site, warm):
+    net = Loop()
+    model = NNsight(net)
+    if warm:
+        model.trace(given)
+    with model.trace(given) as tracer:
+        attrgetter(site)(model)
+        for _ in tracer.iter[:2]:
+            model.early.skip(torch.zeros(1, 3))
+            model.late.input
+        got = tracer.result
+    skipped = (0, 2) if site == "embed.output" else (1, 2)
+    want = edited(net, {"early": lambda out, call: out * 0 if call in skipped else None}, given)
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("which", [slice(None), slice(1, 3), 2])
 @pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
 def test_what_comes_earlier_in_the_forward_has_passed_in_a_step(given, which, warm):
@@ -493,6 +513,35 @@ def test_a_loop_left_before_it_read_anything_changes_nothing(given):
         got, edited(net, {"early": lambda out, call: out * 0 + 1 if call == 0 else None}, given)
     )
     assert (first == 1).all()
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first pass", "second pass"])
+def test_a_site_that_a_loop_has_left_before_it_read_anything_is_not_there_any_more(given, warm):
+    model = NNsight(Loop())
+    if warm:
+        model.trace(given)
+    with pytest.raises(OutOfOrderError, match="call 0 is over"):
+        with model.trace(given) as tracer:
+            model.early.output
+            for _ in tracer.iter[:]:
+                model.late.next()
+                model.early.output
+    with pytest.raises(OutOfOrderError, match="call 0 is over"):
+        with model.trace() as tracer:
+            with tracer.invoke(given):
+                model.late.output
+                later = model.early.output
+            with tracer.invoke(given):
+                model.early.output
+                for _ in tracer.iter[:]:
+                    later.sum()  # waits for the other body
+                    model.early.output
+    with pytest.raises(OutOfOrderError, match=r"early\.skip was asked for"):
+        with model.trace(given) as tracer:
+            model.early.input
+            for _ in tracer.iter[:]:
+                tracer.result
+                model.early.skip(torch.zeros(1, 3))
 
 
 # A trace without a `with` -------------------------------------------------------------------------

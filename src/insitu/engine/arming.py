@@ -261,7 +261,8 @@ class Arming:
         if module not in self.hooked:
             self.hook_key = self.hook_key or _new_key()
             self.hooked[module] = None
-            only_recorders = all(map(is_recorder, module._forward_hooks.values()))
+            hooks = tuple(module._forward_hooks.values())  # those of other threads' passes may go
+            only_recorders = all(map(is_recorder, hooks))
             module._forward_hooks_with_kwargs[self.hook_key] = True
             module._forward_hooks[self.hook_key] = self.after_hooks
             if only_recorders:  # they are to see what the block leaves
@@ -294,5 +295,4 @@ def is_recorder(hook: Any) -> bool:
 
     LLaVA takes its image features from there (transformers 5.19).
     """
-    place = getattr(hook, "__module__", None) or ""
-    return place == "transformers.utils.output_capturing"
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"

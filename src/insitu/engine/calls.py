@@ -29,8 +29,8 @@ class Count:
     asked: int
     """How much the block had read when the loop began; when it has ended, until then."""
     earlier: "Count | None"
-    stood: tuple[Any, Any]
-    """The modules at whose output and input the pass stood then."""
+    hidden: tuple[Any, Any] | None
+    """The modules at whose output and input the pass stands, until it moves or the loop reads."""
     leader: Any = None
     first: bool = True
     over: bool = False
@@ -62,6 +62,13 @@ def is_beyond(run: Any) -> bool:
     if count is None or not (count.first and count.number):
         return False
     return len(run.trail) <= count.asked + 1
+
+
+def standing(run: Any) -> tuple[Any, Any]:
+    """The modules at whose output and input a pass stands, also while a loop hides them."""
+    count: Count | None = run.count
+    hidden = None if count is None else count.hidden
+    return (run.at_output, run.at_input) if hidden is None else hidden
 
 
 def asked(run: Any, node: Any, kind: int, *, noted: bool = False) -> bool:
@@ -117,23 +124,27 @@ def _by_calls(run: Any, numbers: Iterable[int]) -> Iterator[int]:
 
 
 def _begin(run: Any, number: int) -> Count:
-    """Leave the site the pass stands at, so that also a read of that one is told of."""
-    count = Count(number, len(run.trail), run.count, (run.at_output, run.at_input))
+    """Hide the site the pass stands at, so that also a read of that one is told of."""
+    count = Count(number, len(run.trail), run.count, standing(run))
     run.count, run.at_output, run.at_input = count, None, None
     return count
 
 
+def _show(run: Any, count: Count) -> None:
+    run.at_output, run.at_input = standing(run)
+    count.hidden = None
+
+
 def _end(run: Any, count: Count) -> None:
-    if count.leader is None and not run.arming.ended:
-        run.at_output, run.at_input = count.stood  # nothing was read
+    _show(run, count)  # if nothing was read
     count.over, count.asked, count.earlier = True, len(run.trail), None
 
 
 def _lead(run: Any, node: Any, kind: int, count: Count, *, noted: bool) -> bool:
     """The first read of a loop: it is of the call whose number is the step's."""
     count.leader = node
+    _show(run, count)
     begun = _begun(run, node, kind, count, noted=noted)
-    run.at_output, run.at_input = count.stood
     if begun == count.number + 1 and _stands(run, node, kind):
         if noted:
             del run.trail[-1:]
@@ -158,7 +169,7 @@ def _begun(run: Any, node: Any, kind: int, count: Count, *, noted: bool) -> int:
         begun, reads = earlier.number + 1, reads[earlier.asked :]
     sides = [read[1] for read in reads if read[0]._module is module]
     begun += max(sides.count(OUTPUT), sides.count(INPUT))
-    under_way = count.stood[1] is module
+    under_way = run.at_input is module
     return max(begun, under_way) - (under_way and kind == OUTPUT)
 
 

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from insitu.engine import misses
+from insitu.engine import calls, misses
 from insitu.engine.arming import Node
 from insitu.engine.order import INPUT, OUTPUT, Order
 from insitu.engine.reachable import may_come_again
@@ -53,15 +53,19 @@ def may_come(run: Checked, node: Node, kind: int) -> None:
 def _can_come(run: Checked, node: Node, kind: int) -> bool:
     """Whether the pass may still come to a site from where it stands."""
     frame = run.worker.gr_frame if isinstance(run.worker, Worker) else None
-    if run.at_output is not None:
-        return may_come_again(node, kind, (OUTPUT, run.at_output), frame)
-    return run.at_input is not None and may_come_again(node, kind, (INPUT, run.at_input), frame)
+    at_output, at_input = calls.standing(run)
+    if at_output is not None:
+        return may_come_again(node, kind, (OUTPUT, at_output), frame)
+    return at_input is not None and may_come_again(node, kind, (INPUT, at_input), frame)
 
 
 def may_skip(run: Checked, node: Node, module: nn.Module) -> None:
     """Raise if a module has begun, and no call of it can follow that could be skipped."""
+    at_output, at_input = calls.standing(run)
+    if module is at_input:
+        return
     place = run.single.get(module)
-    begun = module is run.at_output or (place is not None and place[1] < run.here)
+    begun = module is at_output or (place is not None and place[1] < run.here)
     if run.observation is not None:
         begun = run.observation.has_entered(module)
     if run.ended or (begun and not _can_come(run, node, INPUT)):

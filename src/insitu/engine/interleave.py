@@ -93,6 +93,7 @@ class Pass(Arming):
     args: Any
     kwargs: Any
     result: Any
+    to_model: Any  # switches to the model's greenlet, while there is one
 
     def __init__(self, root: Any, call: Any, kind: str, stepping: bool) -> None:
         order: Order | None = root._orders.get(kind)
@@ -125,7 +126,7 @@ class Pass(Arming):
         self.error = self.failure = self.worker = self.block = self.outer = self.watch = None
         self.observation = self.at_output = self.at_input = self.want_output = None
         self.want_input = self.want_step = self.value = self.args = self.kwargs = None
-        self.result = self.writes = self.halts = self.count = None
+        self.result = self.writes = self.halts = self.count = self.to_model = None
 
     # The block's side ------------------------------------------------------------------------
 
@@ -216,8 +217,7 @@ class Pass(Arming):
     def skip(self, node: Node, value: Any) -> None:
         """Let the module's next call return `value` without computing."""
         module = node._module
-        if module is not self.at_input:
-            checks.may_skip(self, node, module)
+        checks.may_skip(self, node, module)
         value = checks.fitting_skip(value, node, self.order)
         if module not in self.inputs:
             module = self.arm_input(node)
@@ -261,6 +261,8 @@ class Pass(Arming):
         if here is self.worker:
             raise misses.asked_by_the_model(self)
         self.at_output = self.at_input = None
+        if self.count is not None:
+            self.count.hidden = None
         if here is not self.block:
             self.block = here
             self.to_block = here.switch
@@ -458,12 +460,10 @@ class Pass(Arming):
     def _run_inline(self) -> None:
         """Nobody stopped the pass anywhere: run it here, without a greenlet."""
         self._make_ready()
-        self.worker = getcurrent()
-        self.started = True
         block_modes = current()
-        if block_modes is not self.model_modes:
-            swap(self.model_modes)
         try:
+            self.worker, self.started = getcurrent(), True
+            swap(self.model_modes)
             self._call()
         except Exit:
             self._raise_failure()
@@ -471,10 +471,9 @@ class Pass(Arming):
             blame.add_note(self, error)
             raise
         finally:
+            self.worker, self.ended = None, True  # first, or `close` ends this very greenlet
             if block_modes is not self.model_modes:
                 swap(block_modes)
-            self.worker = None
-            self.ended = True
             self._clear()
         if self.observation is not None:
             self._learn()

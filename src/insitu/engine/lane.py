@@ -277,6 +277,8 @@ class Lane:
     def _wait(self, kind: int, what: Any) -> None:
         if self.closed:
             raise Exit  # it asks for more on its way out: in a `finally`, say
+        if self.count is not None:
+            self.count.hidden = None
         self.lanes.note(self, kind, what)
         assert self.back is not None
         self.back.switch()

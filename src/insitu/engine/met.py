@@ -48,7 +48,7 @@ def told(here: Any, module: Any) -> Called | None:
 @contextmanager
 def _served(run: Any, module: nn.Module) -> Iterator[None]:
     """Let the modules below one stop where they are waited for: the caller acts as the model."""
-    before = run.worker, getattr(run, "to_model", None), run.observation
+    before = run.worker, run.to_model, run.observation
     caller = getcurrent()
     run.arm_every(module)
     run.worker, run.to_model, run.observation = caller, caller.switch, None
