@@ -3,6 +3,7 @@
 from collections import UserDict, defaultdict
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pytest
 import reference
@@ -359,6 +360,30 @@ class Named(dict):
         self.name = name
 
 
+class Numbered(list):
+    """A list that is made of other things than its parts."""
+
+    def __init__(self, x, number):
+        super().__init__([x])
+        self.number = number
+
+
+class Marked(tuple):
+    """A tuple of which the same is true."""
+
+    def __new__(cls, x, mark):
+        made = super().__new__(cls, (x,))
+        made.mark = mark
+        return made
+
+
+class Two(NamedTuple):
+    """A tuple whose parts have names."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+
 def lists_of(x):
     value = defaultdict(list)
     value["x"] = x
@@ -371,6 +396,10 @@ FORMS = [
     pytest.param(lists_of, lambda value: value["x"], id="defaultdict"),
     pytest.param(lambda x: UserDict(x=x), lambda value: value["x"], id="UserDict"),
     pytest.param(lambda x: MappingProxyType({"x": x}), lambda value: value["x"], id="proxy"),
+    pytest.param(lambda x: Numbered(x, 3), lambda value: value[0], id="list of one's own"),
+    pytest.param(lambda x: Marked(x, "it"), lambda value: value[0], id="tuple of one's own"),
+    pytest.param(lambda x: Two(x, x + 1), lambda value: value.x, id="named tuple"),
+    pytest.param(lambda x: x.sort(1), lambda value: value[0], id="torch's"),
 ]
 
 
@@ -400,9 +429,37 @@ def test_values_of_ones_own_classes_are_taken_apart_and_put_together(form, pick)
             other = model.output
     assert type(seen) is type(form(xs[0]))
     assert vars(seen).keys() == vars(form(xs[0])).keys() if hasattr(seen, "__dict__") else True
-    assert torch.equal(pick(seen), xs[0])
+    assert torch.equal(pick(seen), pick(form(xs[0])))
     assert torch.equal(out, net(xs[0]))
-    assert torch.equal(other, xs[1] * 3 + 1)
+    assert torch.equal(other, pick(form(xs[1] * 3)) + 1)
+
+
+@pytest.mark.parametrize(("form", "pick"), FORMS)
+def test_prompts_of_ones_own_classes_are_joined_and_stay_of_their_kind(form, pick):
+    kinds = []
+
+    class Takes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, given):
+            kinds.append(type(given))
+            return self.inner(pick(given))
+
+    net = Takes()
+    model = NNsight(net)
+    xs = [torch.rand(1, 3), torch.rand(2, 3)]
+    with model.trace() as tracer:
+        with tracer.invoke(form(xs[0])):
+            given, one = model.input, model.inner.output
+        with tracer.invoke(form(xs[1])):
+            model.input = form(xs[1] * 2)
+            other = model.output
+    assert kinds[-1] is type(given) is type(form(xs[0]))
+    assert vars(given).keys() == vars(form(xs[0])).keys() if hasattr(given, "__dict__") else True
+    assert torch.allclose(one, net.inner(pick(form(xs[0]))))
+    assert torch.allclose(other, net.inner(pick(form(xs[1] * 2))))
 
 
 # Gradients ----------------------------------------------------------------------------------------

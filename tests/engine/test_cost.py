@@ -109,6 +109,48 @@ def test_a_finished_trace_keeps_no_value_alive(net, x):
     assert hidden() is None
 
 
+@pytest.mark.parametrize("passes_before", [0, 1])
+def test_a_kept_tracer_and_its_invokes_keep_no_value_alive(net, x, passes_before):
+    model = NNsight(net)
+    for _ in range(passes_before + 1):
+        with model.trace() as tracer:
+            with tracer.invoke(x) as invoke:
+                hidden = model.layer1.output
+                scratch = [hidden * 2]
+            with tracer.invoke(x):
+                out = model.layer2.output + scratch[0].mean()
+                with tracer.invoke():
+                    every = model.output * 2
+    assert torch.allclose(hidden, net.layer1(x))
+    assert torch.allclose(out, net(x) + (hidden * 2).mean())
+    assert torch.allclose(every, net(torch.cat([x, x])) * 2)
+    alive = [weakref.ref(it) for it in (hidden, scratch[0], out, every)]
+    gc.disable()
+    try:
+        del hidden, scratch, out, every
+        assert [it() for it in alive] == [None] * 4
+    finally:
+        gc.enable()
+    del tracer, invoke
+
+
+def test_a_function_made_in_an_invoke_keeps_the_values_it_reads(net, x):
+    model = NNsight(net)
+
+    def made():
+        with model.trace() as tracer, tracer.invoke(x):
+            hidden = model.layer1.output
+
+            def doubled():
+                return hidden * 2
+
+        return doubled
+
+    doubled = made()
+    gc.collect()
+    assert torch.equal(doubled(), net.layer1(x) * 2)
+
+
 def test_tracing_makes_no_reference_cycles_of_tensors(net, x):
     model = NNsight(net.requires_grad_(False))
     with model.trace(x):

@@ -224,5 +224,6 @@ def test_inner_backwards_closed_with_their_outer_one_say_so(net, x):
     outer.__exit__(KeyError, KeyError("mine"), None)
     with pytest.raises(GradientError, match="its backward has been closed"):
         inner._read(hidden)
-    inner.__exit__(None, None, None)
+    with pytest.raises(GradientError, match="closed before it had come to its end"):
+        inner.__exit__(None, None, None)
     assert hooks_on(hidden, active, out) == []

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -704,6 +705,37 @@ def test_an_outer_backward_does_not_go_on_before_the_inner_one_has_ended(net, x)
     assert torch.equal(caught[0], expected)
     assert torch.equal(caught[1], torch.autograd.grad(out.sum(), active, retain_graph=True)[0])
     assert torch.equal(caught[2], torch.autograd.grad(loss, hidden)[0])
+
+
+def test_tasks_that_await_in_blocks_of_backwards_are_told_to_take_turns(net, x):
+    lock = asyncio.Lock()
+
+    async def gradient(scale, turn):
+        hidden, *_, loss = forward(net, x * scale)
+        async with turn:
+            with insitu.backward(loss):
+                await asyncio.sleep(0)
+                found = hidden.grad
+                await asyncio.sleep(0)
+        return found
+
+    async def all_of(turns):
+        return await asyncio.gather(*map(gradient, (1, 2), turns), return_exceptions=True)
+
+    first, second = asyncio.run(all_of([nullcontext(), nullcontext()]))
+    assert isinstance(first, GradientError)
+    assert str(first).splitlines() == [
+        "a backward was to go on while one that was begun later is still open.",
+        "Why: backwards of one thread nest, those of its tasks too: the one begun last has to end "
+        "before another can go on.",
+        "Next: await before the block or after it; if within, hold one asyncio.Lock around the "
+        "blocks of all tasks.",
+    ]
+    assert isinstance(second, GradientError)
+    assert "closed before it had come to its end" in str(second)  # else gradients would be missing
+    for scale, found in zip((1, 2), asyncio.run(all_of([lock, lock])), strict=True):
+        hidden, *_, loss = forward(net, x * scale)
+        assert torch.equal(found, torch.autograd.grad(loss, hidden)[0])
 
 
 def test_closing_an_outer_backward_closes_those_begun_inside_it(net, x):

@@ -5,7 +5,7 @@ import torch
 
 import insitu
 from insitu import NNsight
-from insitu.engine.save import keeping
+from insitu.engine.save import begin_session, end_session, keeping
 
 SAVED = [
     torch.ones(2), [1], {"a": 1}, (1, 2), {1}, frozenset({1}), 3, 2.5, True, "text", b"bytes",
@@ -35,6 +35,44 @@ def test_saving_outside_a_trace_raises(net, x):
     for save in (lambda: insitu.save(1), lambda: torch.ones(1).save(), lambda: [].save()):
         with pytest.raises(insitu.NoTraceError, match="outside a trace"):
             save()
+
+
+def test_values_are_saved_between_the_traces_of_a_session(net, x):
+    model = NNsight(net)
+    begin_session()
+    try:
+        found = list().save()  # noqa: C408 - the reference's spelling
+        for scale in (1, 2):
+            with model.trace(x * scale):
+                found.append(model.layer1.output.save())
+        begin_session()
+        end_session()
+        assert insitu.save(found) is found
+    finally:
+        end_session()
+    assert all(
+        torch.equal(one, net.layer1(x * scale)) for one, scale in zip(found, (1, 2), strict=True)
+    )
+    with pytest.raises(insitu.NoTraceError, match="outside a trace"):
+        found.save()
+
+
+@pytest.mark.parametrize("remote", [None, "local"])
+def test_a_list_is_saved_between_the_traces_of_a_session_here_as_elsewhere(llm, remote):
+    with llm.session(remote=remote):
+        found = list().save()  # noqa: C408 - the reference's spelling
+        for prompt in ("Once upon a time", "The city"):
+            with llm.trace(prompt):
+                found.append(llm.lm_head.output[0, -1].argmax().item())
+    plain = [
+        llm.trace(prompt).logits[0, -1].argmax().item()
+        for prompt in ("Once upon a time", "The city")
+    ]
+    assert found == plain
+    with pytest.raises(KeyError), llm.session(remote=remote):
+        raise KeyError("mine")
+    with pytest.raises(insitu.NoTraceError):
+        found.save()
 
 
 def test_anything_can_be_saved_by_the_function(net, x):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from insitu.engine.row_dims import FIRST, RowDims
 from insitu.engine.values import describe
 from insitu.errors import InputError
 
@@ -74,7 +75,7 @@ def plan(sizes: Iterable[int]) -> tuple[Rows, ...]:
     return tuple(Rows(end - size, size, ends[-1]) for end, size in zip(ends, sizes, strict=True))
 
 
-def join(calls: list[Call]) -> Joined:
+def join(calls: list[Call], dims: RowDims = FIRST) -> Joined:
     """One call whose tensors hold the rows of all; other arguments must be equal.
 
     Raises:
@@ -84,24 +85,24 @@ def join(calls: list[Call]) -> Joined:
     for number, (more, named) in enumerate(calls[1:], 2):
         if len(more) != len(args) or named.keys() != kwargs.keys():
             raise _unlike(number, f"{_told(args, kwargs)} and {_told(more, named)}")
-    sizes = [rows_of(call) for call in calls]
+    sizes = [rows_of(call, dims) for call in calls]
     places = [(i, [call[0][i] for call in calls]) for i in range(len(args))]
     named_places = [(name, [call[1][name] for call in calls]) for name in kwargs]
     return Joined(
-        tuple(_cat(place, values, sizes) for place, values in places),
-        {name: _cat(name, values, sizes) for name, values in named_places},
+        tuple(_cat((place,), values, sizes, dims) for place, values in places),
+        {name: _cat((name,), values, sizes, dims) for name, values in named_places},
         plan(sizes),
     )
 
 
-def rows_of(call: Call) -> int:
-    """How many rows a call has: the first dimension of its first tensor; 1 without one."""
+def rows_of(call: Call, dims: RowDims = FIRST) -> int:
+    """How many rows a call has: those of its first tensor; 1 without one."""
     first = call[0][0] if call[0] else None
     if isinstance(first, torch.Tensor) and (shape := first.shape):
-        return int(shape[0])
-    for _, tensor in tensors(call):
+        return int(shape[dims.of((0,), first)])
+    for path, tensor in tensors(call):
         if tensor.dim():
-            return int(tensor.shape[0])
+            return int(tensor.shape[dims.of(path[1:], tensor)])
     return 1
 
 
@@ -278,7 +279,7 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
         return value
     kind = type(value)
     if isinstance(value, (tuple, list)):
-        return kind(*parts.values()) if hasattr(value, "_fields") else kind(parts.values())
+        return like_sequence(value, parts.values())
     if isinstance(value, Mapping):
         if is_dataclass(value):
             return kind(**parts)
@@ -293,36 +294,64 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
     return like
 
 
-def _cat(place: Any, values: list[Any], sizes: list[int]) -> Any:
+def like_sequence(value: Any, parts: Iterable[Any]) -> Any:
+    """A list or tuple of these parts; one of a class of one's own keeps its attributes."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind(parts)
+    if isinstance(value, list):
+        like = copy.copy(value)
+        like[:] = parts
+        return like
+    try:
+        made = tuple.__new__(kind, parts)
+    except TypeError:  # of a class of C's, such as torch.return_types.topk
+        return kind(parts)
+    getattr(made, "__dict__", {}).update(getattr(value, "__dict__", {}))
+    return made
+
+
+def _cat(path: Path, values: list[Any], sizes: list[int], dims: RowDims) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor):
-        return _cat_tensors(place, values, sizes)
+        return _cat_tensors(path, values, sizes, dims.of(path, first))
     keys = [key for key, _ in _parts(first)]
     if keys and all([key for key, _ in _parts(v)] == keys for v in values):
         return _rebuilt(
-            first, {k: _cat(f"{place}[{k!r}]", [_part(v, k) for v in values], sizes) for k in keys}
+            first, {k: _cat((*path, k), [_part(v, k) for v in values], sizes, dims) for k in keys}
         )
     for number, value in enumerate(values[1:], 2):
         if value is not first and not _same(value, first):
-            raise _unlike(number, f"{place!r}: {describe(first)} and {describe(value)} differ")
+            raise _unlike(number, f"{_name(path)}: {describe(first)} and {describe(value)} differ")
     return first
 
 
-def _cat_tensors(place: Any, values: list[Any], sizes: list[int]) -> torch.Tensor:
+def _cat_tensors(path: Path, values: list[Any], sizes: list[int], dim: int) -> torch.Tensor:
     first: torch.Tensor = values[0]
     shape, dtype = first.shape, first.dtype
-    holds_rows = bool(shape) and shape[0] == sizes[0]
+    holds_rows = bool(shape) and shape[dim] == sizes[0]
     for number, (value, size) in enumerate(zip(values, sizes, strict=True), 1):
         if not isinstance(value, torch.Tensor):
-            raise _unlike(number, f"{place!r}: {describe(first)} and {describe(value)}")
+            raise _unlike(number, f"{_name(path)}: {describe(first)} and {describe(value)}")
         if holds_rows and size == sizes[0] and value.shape == shape and value.dtype is dtype:
             continue
-        has_rows = value.dim() > 0 and value.shape[0] == size
+        has_rows = value.dim() > dim and value.shape[dim] == size
         if not has_rows and not (value.shape == first.shape and torch.equal(value, first)):
-            raise _unlike(number, f"{place!r}: {describe(value)} has not {size} rows")
-        if has_rows and (value.shape[1:] != first.shape[1:] or value.dtype != first.dtype):
-            raise _unlike(number, f"{place!r}: {describe(first)} and {describe(value)}")
-    return torch.cat(values) if holds_rows else first
+            there = f" in dimension {dim}" if dim else ""
+            raise _unlike(number, f"{_name(path)}: {describe(value)} has not {size} rows{there}")
+        if has_rows and (_row(value, dim) != _row(first, dim) or value.dtype != first.dtype):
+            raise _unlike(number, f"{_name(path)}: {describe(first)} and {describe(value)}")
+    return torch.cat(values, dim) if holds_rows else first
+
+
+def _row(tensor: torch.Tensor, dim: int) -> tuple[int, ...]:
+    """The shape of one row."""
+    return (*tensor.shape[:dim], *tensor.shape[dim + 1 :])
+
+
+def _name(path: Path) -> str:
+    """An argument's number or name, and what is meant within it."""
+    return repr(f"{path[0]}{''.join(f'[{key!r}]' for key in path[1:])}" if path[1:] else path[0])
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -22,12 +22,27 @@ import torch
 from torch import nn
 
 from insitu.engine.batch import Along, IsBatch, Path, Rows, Slab, Slabs, Split, tensors
-from insitu.engine.batch_scan import Known, NoScanError, Seen, arguments, armed, name_of, scan
+from insitu.engine.batch_scan import (
+    Known,
+    NoScanError,
+    Seen,
+    arguments,
+    armed,
+    name_of,
+    row_dims,
+    scan,
+)
+from insitu.engine.order import INPUT
+from insitu.engine.row_dims import FIRST
 from insitu.errors import InsituWarning
 
 _lock = threading.RLock()
 """One scan at a time: each puts back what it changed in its modules."""
 _KEPT_MAX = 64
+_TIME_MAJOR = (nn.RNNBase, nn.MultiheadAttention)
+"""Unless they are told `batch_first=True`."""
+_INPUT = ((0, 0), (1, "input"), (1, "query"))
+"""Where their first argument stands in a call."""
 
 
 class Apart(Protocol):
@@ -49,8 +64,9 @@ class Apart(Protocol):
 class _Learned:
     """What a scan has shown about calls of one kind."""
 
-    def __init__(self, known: Known, is_second: bool) -> None:
+    def __init__(self, known: Known, is_second: bool, unseen: IsBatch) -> None:
         self.known = known
+        self._unseen = unseen
         self.operations: set[Any] = set()
         """Those that a scan was to meet, whether it did or not."""
         self.is_stale = False
@@ -58,7 +74,7 @@ class _Learned:
         self.is_second = is_second
         """Whether an earlier scan was stale: there is no third."""
         self.trouble = ""
-        """Why nothing could be learned; said once, when a pass has come to its end."""
+        """What is wrong, such as why nothing was learned; said once, when a pass has ended."""
         self._asked: tuple[dict[Any, IsBatch], dict[Any, IsBatch]] = ({}, {})
 
     def at(self, key: Any, side: int) -> IsBatch:
@@ -71,7 +87,7 @@ class _Learned:
 
     def _question(self, seen: Seen | None) -> IsBatch:
         if seen is None:
-            return _always
+            return self._unseen
         held = {path: Along(dim) if dim else True for path, dim in seen.rows.items()}
         held.update((path, False) for path in seen.all - held.keys())
 
@@ -79,7 +95,7 @@ class _Learned:
             if path in held:
                 return held[path]
             self.is_stale = True  # in this call its size has to do
-            return True
+            return self._unseen(path, tensor)
 
         return is_batch
 
@@ -106,6 +122,7 @@ class BatchDims:
         self._call = call
         self._total = total
         self._root = root
+        self._unseen = _always if row_dims(call) is FIRST else _in_dim(_first_of(call))
         self._learned: _Learned | None = None
         self._apart: Apart | None = getattr(call, "apart", None)
         self.in_pieces: bool = getattr(self._apart, "in_pieces", False)
@@ -129,7 +146,7 @@ class BatchDims:
     def at(self, key: Any, side: int) -> IsBatch:
         """The question for one site."""
         learned, apart, repeated = self._learned, self._apart, self._repeated
-        of_prompts = _always if learned is None else learned.at(key, side)
+        of_prompts = self._unseen if learned is None else learned.at(key, side)
         if apart is None and not repeated:
             return of_prompts
 
@@ -161,10 +178,12 @@ class BatchDims:
     def _scanned(self, is_second: bool, sites: Mapping[Any, Any] | None) -> _Learned:
         sizes = _sizes(self._root) | (self._apart.sizes if self._apart is not None else frozenset())
         try:
-            learned = _Learned(scan(self._call, self._total, sizes, sites or {}), is_second)
+            known = scan(self._call, self._total, sizes, sites or {})
+            learned = _Learned(known, is_second, self._unseen)
+            learned.trouble = _mixed_up(known)
         except NoScanError as error:
-            learned = _Learned({}, is_second)
-            further = (tensor.shape[1:] for _, tensor in tensors(arguments(self._call)))
+            learned = _Learned({}, is_second, self._unseen)
+            further = [held[:dim] + held[dim + 1 :] for held, dim in _shapes(self._call)]
             if self._total in sizes.union(*further):  # else sizes that are known tell it apart
                 learned.trouble = str(error)
         learned.operations |= armed(sites or {})
@@ -173,6 +192,41 @@ class BatchDims:
 
 def _always(path: Path, tensor: torch.Tensor) -> bool:
     return True
+
+
+def _mixed_up(known: Known) -> str:
+    """What to say where prompts stand in a dimension along which a module mixes them; else ""."""
+    for (module, side), seen in known.items():
+        if side != INPUT or not isinstance(module, _TIME_MAJOR) or module.batch_first:
+            continue
+        if 0 in [seen.rows[path] for path in _INPUT if path in seen.rows]:
+            return (
+                f"{type(module).__name__} takes the first dimension of its input for time, and "
+                "there the prompts of this trace stand, so that they do not stay apart. If it is "
+                "time, join them in the other: NNsight(module, batch_dim=1); if it is meant to be "
+                f"the batch, the module needs {type(module).__name__}(…, batch_first=True)."
+            )
+    return ""
+
+
+def _shapes(call: Any) -> list[tuple[tuple[int, ...], int]]:
+    """The shapes of a call's tensors, and the dimension in which each has its rows."""
+    dims, given = row_dims(call), tensors(arguments(call))
+    return [(tuple(tensor.shape), dims.of(path[1:], tensor)) for path, tensor in given]
+
+
+def _first_of(call: Any) -> int:
+    return next((dim for shape, dim in _shapes(call) if shape), 0)
+
+
+def _in_dim(dim: int) -> IsBatch:
+    """The guess where rows are in another dimension than the first."""
+
+    def is_batch(path: Path, tensor: torch.Tensor) -> bool | Along:
+        there = min(dim, tensor.dim() - 1)
+        return Along(there) if there else True
+
+    return is_batch
 
 
 def _scaled(
@@ -202,7 +256,10 @@ def _repeated(times: Iterable[int], total: int, prompts: Iterable[Rows]) -> dict
 
 def _kind(call: Any, total: int) -> Any:
     """What calls have in common whose values hold the batch in the same places."""
-    return type(call).__name__, call.module.training, *_kinds(arguments(call), total)
+    kinds = type(call).__name__, call.module.training, *_kinds(arguments(call), total)
+    if row_dims(call) is FIRST:
+        return kinds
+    return *kinds, *[bool(shape) and shape[dim] == total for shape, dim in _shapes(call)]
 
 
 def _kinds(value: Any, total: int) -> Any:

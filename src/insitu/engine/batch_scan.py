@@ -24,6 +24,7 @@ from insitu.engine.batch import Path, tensors
 from insitu.engine.cache.values import mapped
 from insitu.engine.fakes import fake_tensors
 from insitu.engine.order import INPUT, OUTPUT
+from insitu.engine.row_dims import FIRST, RowDims
 from insitu.engine.switch import getcurrent
 
 _SMALLEST = 37
@@ -55,6 +56,12 @@ def arguments(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What one forward of a call is made with."""
     one = getattr(call, "one_forward", None)
     return call.args, call.kwargs if one is None else one()
+
+
+def row_dims(call: Any) -> RowDims:
+    """Where the rows of a call's arguments are."""
+    dims: RowDims = getattr(call, "dims", FIRST)
+    return dims
 
 
 def armed(sites: Mapping[Any, Any]) -> set[Any]:
@@ -90,7 +97,7 @@ def scan(call: Any, total: int, sizes: frozenset[int], sites: Mapping[Any, Any])
         notes = _Notes(call.module, sites, rows)
         try:
             notes.begin()
-            _run(call.module, given, total, rows, grad)
+            _run(call.module, _Resized(given, total, rows, row_dims(call)), grad)
             return notes.known
         except Exception as error:
             failure = error
@@ -113,9 +120,9 @@ def _fits(number: int, taken: frozenset[int]) -> bool:
     return number not in taken and all(number % n for n in range(2, int(number**0.5) + 1))
 
 
-def _run(module: nn.Module, given: Any, total: int, rows: int, grad: bool) -> None:
+def _run(module: nn.Module, resized: "_Resized", grad: bool) -> None:
     with fake_tensors(module), nullcontext() if grad else torch.no_grad():
-        args, kwargs = _with_rows(given, total, rows)
+        args, kwargs = resized.fakes()
         module(*args, **kwargs)
 
 
@@ -222,27 +229,44 @@ def _take_out(part: Any, name: str, key: int, hook: _Hook) -> None:
 _NOTHING = Seen({}, frozenset())
 
 
-def _with_rows(value: Any, total: int, rows: int) -> Any:
+class _Resized:
     """The same arguments as fakes, the batch having another number of rows.
 
     Of objects that hold tensors, such as caches, a copy is given: a forward may write into them.
     """
-    made: dict[int, Any] = {}
 
-    def fake(part: Any) -> Any:
+    def __init__(self, given: Any, total: int, rows: int, dims: RowDims) -> None:
+        self._given = given
+        self._total = total
+        self._rows = rows
+        self._dims = dims
+        self._at = {id(tensor): dims.of(path[1:], tensor) for path, tensor in tensors(given)}
+        self._made: dict[int, Any] = {}
+
+    def fakes(self) -> Any:
+        """What a scan calls the module with."""
+        return mapped(self._given, self._fake)
+
+    def _fake(self, part: Any) -> Any:
         if isinstance(part, torch.Tensor):
-            shape = part.shape
-            if shape and shape[0] == total:
-                shape = torch.Size((rows, *shape[1:]))
             return torch.empty(
-                shape, dtype=part.dtype, device=part.device, requires_grad=part.requires_grad
+                self._shape(part),
+                dtype=part.dtype,
+                device=part.device,
+                requires_grad=part.requires_grad,
             )
         if isinstance(part, _ATOMS) or callable(part):
             return part
+        made = self._made
         if id(part) not in made:
             made[id(part)] = own = copy.copy(part)
             for name, held in getattr(own, "__dict__", {}).items():
-                own.__dict__[name] = mapped(held, fake)
+                own.__dict__[name] = mapped(held, self._fake)
         return made[id(part)]
 
-    return mapped(value, fake)
+    def _shape(self, tensor: torch.Tensor) -> tuple[int, ...]:
+        shape = list(tensor.shape)
+        dim = self._at.get(id(tensor), self._dims.of((), tensor))
+        if shape and shape[dim] == self._total:
+            shape[dim] = self._rows
+        return tuple(shape)

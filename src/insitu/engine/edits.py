@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from insitu.engine import first_row
 from insitu.engine.calls import is_beyond
 from insitu.engine.capture.bodies import Names, Skip, assign_target, body_of_text, find_body
 from insitu.engine.capture.futures import flags_of, names_of
@@ -103,8 +104,13 @@ class Applied:
                 return
 
     def _body(self, lane: Lane) -> None:
-        names = self._edit.names.fresh()
-        self._edit.body.run(apart(names) if lane.kind == SCAN else names)
+        names, body = self._edit.names.fresh(), self._edit.body
+        try:
+            body.run(apart(names) if lane.kind == SCAN else names)
+        except Exception as error:
+            first_row.note(error, lane)
+            raise
+        first_row.told_of(body.code, lane)
 
     def _repeat(self, lane: Lane, asked: int) -> None:
         """Run the body at further calls of what it has read first, until the step ends.

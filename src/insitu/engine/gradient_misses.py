@@ -27,9 +27,12 @@ class Explained(Protocol):
     frame: FrameType | None
     entered_at: int
     closed: bool
+    error: BaseException | None
     hooks: dict[int, tuple[Tensor, Any, bool]]
     passed: dict[int, tuple[Tensor, int]]
     slices: Any
+    unshared: bool
+    """Whether its block cannot be suspended: it is in no coroutine."""
 
 
 def require_grad(run: Explained, tensor: Tensor) -> None:
@@ -63,11 +66,7 @@ def require_grad_of_loss(run: Explained, tensor: Tensor) -> None:
 def missed(run: Explained, tensor: Tensor) -> GradientError:
     """The backward has ended without coming to a tensor."""
     if run.closed:
-        return GradientError(
-            "a gradient was asked for, but its backward has been closed.",
-            "it was begun inside another one, and that one has failed.",
-            "run the losses' backwards one after the other.",
-        )
+        return _closed("a gradient was asked for, but its backward has been closed.")
     require_grad(run, tensor)
     name = _name(run, tensor)
     if not any(_is_at(node, tensor) for node in _graph(run)):
@@ -96,8 +95,11 @@ def too_late(run: Explained, tensor: Tensor) -> GradientError:
     )
 
 
-def check_late_edits(run: Explained) -> None:
-    """Raise if a gradient was edited in place after it had passed."""
+def check_end(run: Explained) -> None:
+    """Raise if it was cut short, or a gradient was edited in place after it had passed."""
+    if run.error is not None:
+        error, run.error = run.error, None
+        raise error
     for key, (value, version) in run.passed.items():
         if version >= 0 and value._version != version:
             raise too_late(run, run.hooks[key][0])
@@ -108,12 +110,21 @@ def check_late_edits(run: Explained) -> None:
 
 
 def not_innermost(run: Explained) -> GradientError:
-    """A gradient was asked for while another backward, begun later, is still open."""
+    """A backward was to go on, or to end, while another, begun later, is still open."""
     return GradientError(
-        "a gradient was asked for while a backward that was begun later is still open.",
-        "backwards of one thread nest: the one begun last has to end before another can go on.",
-        "leave the block of the inner backward first.",
+        "a backward was to go on while one that was begun later is still open.",
+        "backwards of one thread nest, those of its tasks too: the one begun last has to end "
+        "before another can go on.",
+        "leave the block of the inner backward first."
+        if run.unshared
+        else "await before the block or after it; if within, hold one asyncio.Lock around the "
+        "blocks of all tasks.",
     )
+
+
+def closed_with_outer() -> GradientError:
+    """A backward is cut short with the one that it was begun inside of."""
+    return _closed("a backward was closed before it had come to its end.")
 
 
 def used_twice() -> GradientError:
@@ -168,6 +179,14 @@ def _not_in_the_graph(name: str, tensor: Tensor) -> GradientError:
         then = "read it in the pass that computes the loss, and do not cut the way between."
     return GradientError(
         f"no gradient came to {name}: the loss was not computed from it.", why, then
+    )
+
+
+def _closed(what: str) -> GradientError:
+    return GradientError(
+        what,
+        "it was begun inside another one, and that one has failed.",
+        "run the losses' backwards one after the other.",
     )
 
 

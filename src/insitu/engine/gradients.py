@@ -17,7 +17,7 @@
 
 Nothing starts before the first gradient is asked for. `.grad` is seen by a torch function mode on
 the block's side alone (0.9 µs for every other operation there), so no class is patched for it.
-Backwards of one thread nest, for torch's engine keeps one stack of them per thread.
+Backwards of one thread nest, its tasks' too, for torch's engine keeps one stack of them per thread.
 """
 
 import contextvars
@@ -264,7 +264,7 @@ class Backward(TorchFunctionMode):
         if not self.ended:
             self.want = None
             self._resume()
-        misses.check_late_edits(self)
+        misses.check_end(self)
 
     def close(self) -> None:
         """End the backward where it stands, and leave no trace of it. Safe to call twice."""
@@ -281,8 +281,9 @@ class Backward(TorchFunctionMode):
 
     def _throw(self) -> None:
         """Unwind the backward, after those that were begun inside it and are still parked."""
-        while self.inside is not None:
-            self.inside.close()
+        while (inner := self.inside) is not None:
+            inner.close()
+            inner.error = misses.closed_with_outer()
         self.block = here = getcurrent()
         self.to_block = here.switch
         self.block_modes = modes = current()

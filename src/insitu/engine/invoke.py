@@ -15,6 +15,7 @@ import sys
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+from insitu.engine import first_row
 from insitu.engine.batch import Call, Rows
 from insitu.engine.capture.bodies import Names, Skip, find_body
 from insitu.engine.capture.scope import close, write_back
@@ -91,6 +92,9 @@ class Bodies:
     def close(self) -> None:
         """The bodies have run for the last time."""
         close((*self._nested, *self._names))
+        self.latest = None  # their values are the caller's now
+        self._nested.clear()
+        self._names.clear()
 
     def _prepare(self, run: Pass) -> None:
         self.lanes.begin()
@@ -143,10 +147,13 @@ class Invoke:
         self._names.wait = lane.wait_for_name
         try:
             self._body.run(self._names)
-        except RuntimeError as error:
-            if lane.rows is not None and _SPENT in str(error):
+        except Exception as error:
+            first_row.note(error, lane)
+            if lane.rows is not None and isinstance(error, RuntimeError) and _SPENT in str(error):
                 error.add_note(_ONE_GRAPH)
             raise
+        finally:
+            del self._names
 
     def name_is_due(self, name: str) -> bool:
         """Whether a name that an earlier body is to assign has been assigned."""

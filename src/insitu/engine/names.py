@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from insitu.engine import paths, views
+from insitu.engine import paths, replaced, views
 from insitu.engine.attached import Attached, attached, key, with_attached, without
 from insitu.errors import UnknownModuleError, UsageError
 
@@ -180,6 +180,8 @@ def detach(node: Any, name: str) -> bool:
 def _forget(node: Any, name: str) -> None:
     node._children.pop(name, None)
     node.__dict__.pop(name, None)
+    if name in node._extras:
+        replaced.let_go(node)
 
 
 # What is free -------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ _mounted = False
 _kept: contextvars.ContextVar[dict[int, Any] | None] = contextvars.ContextVar(
     "insitu_saved", default=None
 )
+_sessions: contextvars.ContextVar[int] = contextvars.ContextVar("insitu_sessions", default=0)
+"""How many sessions the caller is inside of."""
 
 
 @contextmanager
@@ -49,6 +51,17 @@ def keeping() -> Iterator[dict[int, Any]]:
         _kept.reset(token)
 
 
+def begin_session() -> None:
+    """Let values be saved from here on, between traces too, as where a session is one request."""
+    mount()
+    _sessions.set(_sessions.get() + 1)
+
+
+def end_session() -> None:
+    """What `begin_session` began is over."""
+    _sessions.set(_sessions.get() - 1)
+
+
 def save(value: T) -> T:
     """Mark a value to come back from the block, and return it.
 
@@ -56,12 +69,12 @@ def save(value: T) -> T:
             h = insitu.save(model.layer1.output)
 
     Raises:
-        NoTraceError: no trace is running.
+        NoTraceError: no trace is running, and no session.
     """
     kept = _kept.get()
     if kept is not None:
         kept[id(value)] = value
-    elif not anything_runs():
+    elif not (anything_runs() or _sessions.get()):
         raise NoTraceError(
             "save() was called outside a trace.",
             "it marks what comes back from a block, and no block is running.",

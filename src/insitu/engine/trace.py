@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from insitu.engine import backward_call, misses, said, steps
+from insitu.engine import backward_call, first_row, misses, said, steps
 from insitu.engine.beside import Watcher
 from insitu.engine.cache.activations import ActivationCache
 from insitu.engine.cache.options import Options as CacheOptions
@@ -106,6 +106,7 @@ class Tracer:
             self._root._onlookers.join(run)
         if self._root._edits or self._call.pending:
             self._bodies = edited(run)
+        first_row.look(frame, run)
         active.set(run)
         return self
 
@@ -124,6 +125,7 @@ class Tracer:
                 return error is not None
             prune(traceback)
             backward_call.note_unmounted(error)
+            first_row.note(error, run)
             failed = not (isinstance(error, Stop) and error.run is run)
             return not failed
         except Stop as stopped:
@@ -253,13 +255,11 @@ class Tracer:
 
     def _running(self) -> Any:
         """This trace's pass, or the lane of the captured body that asks."""
-        run = self._own()
-        here = active.get()
+        run, here = self._own(), active.get()
         return here if isinstance(here, Lane) and here.run is run else run
 
     def _captured(self) -> Bodies:
-        if self._bodies is None:
-            self._bodies = Bodies(self._own())
+        self._bodies = self._bodies or Bodies(self._own())
         return self._bodies
 
     def _own(self) -> Pass:

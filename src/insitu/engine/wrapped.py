@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from insitu.engine import attributes, blame, copying, met, misses, names, paths, views
+from insitu.engine import attributes, blame, copying, met, misses, names, paths, replaced, views
 from insitu.engine.attached import attached
 from insitu.engine.opening import opened
+from insitu.engine.repeated import stands_often
 from insitu.engine.running import active, find
 from insitu.engine.source.operations import Source, source_of
 from insitu.engine.steps import next_call
@@ -43,6 +44,9 @@ class WrappedModule:
     """Further names of modules, and views; the root alone has them, those of the whole tree."""
     _more_names: names.MoreNames | None = None
     """Of a root: names that it has when they are asked for."""
+
+    _repeated: "type[WrappedModule]"
+    """Of a root: what wraps a module that stands several times in a list, and those below it."""
 
     def __init__(self, module: nn.Module, parent: "WrappedModule | None", name: str) -> None:
         set_ = self.__dict__.__setitem__
@@ -261,7 +265,11 @@ class WrappedModule:
             return self._compiled._child(name) if other is None and self._compiled else other
         found = self._children.get(name)
         if found is None or found._module is not module:
-            found = self._children[name] = WrappedModule(module, self, name)
+            if found is not None:
+                replaced.let_go(self)
+            often = type(self) is self._root._repeated or stands_often(self, module)
+            kind = self._root._repeated if often else WrappedModule
+            found = self._children[name] = kind(module, self, name)
             found._extras.update(attached(found))
         return found
 
@@ -294,15 +302,7 @@ class WrappedModule:
 
     def _refresh(self) -> None:
         """Look this module up again, from the root down."""
-        parent = self._parent
-        if parent is None:
-            return
-        parent._refresh()
-        module = parent._submodule(self._name)
-        if module is None:
-            raise parent._unknown(self._name)
-        self.__dict__["_module"] = module
-        self.__dict__["_place"] = (parent._module, parent._module._modules, self._name)
+        replaced.look_up(self)
 
     def __getitem__(self, key: Any) -> Any:
         found = self._children.get(key) if type(key) is int else None

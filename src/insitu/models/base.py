@@ -5,7 +5,6 @@ with model.trace(x):
     h = model.layer1.output
 """
 
-import inspect
 import sys
 from collections.abc import Mapping
 from os import PathLike
@@ -17,20 +16,20 @@ import torch
 from torch import nn
 
 from insitu.engine import copying, edits_file, names, validate
-from insitu.engine.batch import Call, Rows, join, tensors
-from insitu.engine.batch_dims import Apart
+from insitu.engine.batch import tensors
 from insitu.engine.edits import Edit, Editor
 from insitu.engine.held import Run
-from insitu.engine.interleave import Pass
 from insitu.engine.onlookers import Onlookers
 from insitu.engine.order import Order
+from insitu.engine.places import Repeated
 from insitu.engine.running import find, is_inside
 from insitu.engine.scan import Scan
 from insitu.engine.steps import Steps, Walk, all_steps
 from insitu.engine.trace import Tracer, is_entered
 from insitu.engine.wrapped import WrappedModule
-from insitu.errors import DeviceError, InputError, InputTypeError, UsageError
+from insitu.errors import InputTypeError, UsageError
 from insitu.models import elsewhere
+from insitu.models.joining import Batch, Forward, Joining, ToBeJoined
 from insitu.models.session import Session
 
 
@@ -49,6 +48,13 @@ class NNsight(WrappedModule):
         module: the model. It is not changed; several wrappers of one module may live side by side.
         rename: further names of its modules, as for `rename`.
         views: view classes of its modules, as for `add_views`.
+        batch_dim: the dimension in which the rows of its inputs are, where that is not the first:
+            1 for a recurrent network over `[time, batch, feature]`. Of single arguments by their
+            names, `{"hx": 1}`. Invokes are joined there, and see their rows there.
+        batch: a function that joins the inputs of invokes, where that takes more than to put them
+            one below the other. It gets their calls, `[(args, kwargs), …]`, and gives the one to
+            be made, `(args, kwargs)`; of invokes with several rows also how many each has:
+            `(args, kwargs, sizes)`. What `trace` itself is given goes to the module as it is.
     """
 
     def __init__(
@@ -57,6 +63,8 @@ class NNsight(WrappedModule):
         *,
         rename: Mapping[str, Any] | None = None,
         views: Mapping[type[nn.Module], Any] | None = None,
+        batch_dim: int | Mapping[str, int] = 0,
+        batch: Batch | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise InputTypeError(
@@ -66,7 +74,8 @@ class NNsight(WrappedModule):
             )
         super().__init__(module, None, "")
         self.__dict__.update(copying.nothing_learned(self))
-        self.__dict__.update(_beside=frozenset(), _edits=[], _names=names.Names())
+        joining = Joining.of(module, batch_dim, batch)
+        self.__dict__.update(_beside=frozenset(), _edits=[], _names=names.Names(), _joining=joining)
         self._name_further(rename, views)
 
     _orders: dict[str, Order]
@@ -75,6 +84,8 @@ class NNsight(WrappedModule):
     """Modules of ours that are called between or after the model's steps."""
     _batched: dict[str, Any]
     """Which values hold the batch's rows, where that had to be found out."""
+    _joining: Joining
+    """How the inputs of invokes become one."""
     _sizes: frozenset[int] | None
     """Every size of a parameter or buffer, once asked for."""
     _edits: list[Edit]
@@ -82,6 +93,7 @@ class NNsight(WrappedModule):
     _family: "WeakSet[NNsight]"
     """This wrapper and those made from it by `edit`: their modules change together."""
     _onlookers: Onlookers | None  # live views that follow every pass
+    _repeated = Repeated
     _opened_as: str | None = None  # the name or folder a server may know it by
 
     @property
@@ -313,37 +325,7 @@ class NNsight(WrappedModule):
         named = not args and any(type(value) is torch.Tensor for value in kwargs.values())
         if args or named or next(tensors(kwargs), None) is not None:
             return Forward(self._module, args, kwargs)
-        return ToBeJoined(self._module, kwargs)
-
-
-class ToBeJoined:
-    """A call of a module whose inputs the trace's invokes bring; settings are given already."""
-
-    pending = True
-
-    def __init__(self, module: nn.Module, settings: dict[str, Any]) -> None:
-        self.module = module
-        self.settings = settings
-
-    def join(self, calls: list[Call]) -> tuple["Forward", tuple[Rows, ...]]:
-        """One call made of several, and whose rows are where."""
-        joined = join([(args, {**self.settings, **kwargs}) for args, kwargs in calls])
-        return Forward(self.module, joined.args, joined.kwargs), joined.rows
-
-    def alone(self) -> "Forward":
-        """The call without any input.
-
-        Raises:
-            InputError: the module needs one.
-        """
-        forward = getattr(type(self.module), "forward", nn.Module.forward)  # TorchScript's has none
-        parameters = inspect.signature(forward).parameters.values()
-        for parameter in list(parameters)[1:]:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            if parameter.default is parameter.empty and parameter.name not in self.settings:
-                raise no_input("trace", f"{type(self.module).__name__} needs {parameter.name}")
-        return Forward(self.module, (), self.settings)
+        return ToBeJoined(self._module, kwargs, self._joining)
 
 
 def own_words(settings: dict[str, Any]) -> tuple[bool, bool]:
@@ -353,48 +335,3 @@ def own_words(settings: dict[str, Any]) -> tuple[bool, bool]:
     if not settings:
         return False, False
     return not settings.pop("trace", True), validate.wanted(settings)
-
-
-class Forward:
-    """A call of a module that is still to be made."""
-
-    pending = False
-    apart: Apart | None = None
-    """What of it has other rows than the prompts'."""
-
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.module = module
-        self.args = args
-        self.kwargs = kwargs
-
-    def __call__(self, run: Pass) -> Any:
-        """Make the call, inside its pass."""
-        try:
-            return self.module(*self.args, **self.kwargs)
-        except RuntimeError as error:
-            if (told := self._on_another_device()) is not None:
-                raise told from error
-            raise
-
-    def _on_another_device(self) -> DeviceError | None:
-        theirs = {p.device for p in self.module.parameters()}
-        given = {
-            v.device for v in (*self.args, *self.kwargs.values()) if isinstance(v, torch.Tensor)
-        }
-        if not theirs or not given - theirs:
-            return None
-        there, here = sorted(map(str, theirs)), sorted(map(str, given - theirs))
-        return DeviceError(
-            f"the input is on {here[0]}, the model on {there[0]}.",
-            f"a forward pass needs both in one place; the parameters are on {', '.join(there)}.",
-            f"pass input.to({there[0]!r}), or move the model with .to({here[0]!r}).",
-        )
-
-
-def no_input(method: str, why: str) -> InputError:
-    """The error for a trace without anything to run on."""
-    return InputError(
-        f"{method}() was given no input.",
-        f"{why}, and a block can only look inside a pass that runs on something.",
-        f"pass the input: with model.{method}(input) as tracer: …",
-    )

@@ -24,8 +24,8 @@ from insitu.engine.fakes import on_fakes
 from insitu.engine.interleave import Pass
 from insitu.errors import UsageError
 from insitu.models import awaited, pipeline_inputs
-from insitu.models.base import no_input
 from insitu.models.in_turn import InTurn
+from insitu.models.joining import no_input
 from insitu.models.pipeline_inputs import Given
 from insitu.models.pipelines import Components, running
 

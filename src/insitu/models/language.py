@@ -34,9 +34,10 @@ from insitu.models import (
     words,
 )
 from insitu.models.adapted import TakesAdapters
-from insitu.models.base import Forward, NNsight, own_words
+from insitu.models.base import NNsight, own_words
 from insitu.models.generation import Generation, Generator
 from insitu.models.inputs import Given
+from insitu.models.joining import Forward
 from insitu.models.padding import Batch
 from insitu.models.prompts import Make, PromptsToCome
 from insitu.models.standard.offer import StandardNames

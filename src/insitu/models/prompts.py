@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from insitu.engine.batch import Call, Rows
+from insitu.engine.running import active
 from insitu.errors import InputError
-from insitu.models.base import no_input
 from insitu.models.inputs import Given
+from insitu.models.joining import no_input
 from insitu.models.padding import Batch
 
 Make = Callable[[Batch, dict[str, Any]], Any]
@@ -68,11 +69,32 @@ class PromptsToCome:
 
     def alone(self) -> Any:
         """A language model needs a prompt."""
+        if self._is_within_another():
+            raise _no_input_within(self._method)
         raise no_input(self._method, f"{type(self._model._module).__name__} needs a prompt")
+
+    def _is_within_another(self) -> bool:
+        """Whether a pass of the same model is around this one."""
+        run = active.get()
+        while run is not None:
+            if run.arming.root is self._model and run.arming.call is not self:
+                return True
+            run = run.outer
+        return False
 
 
 def _same(one: Any, other: Any) -> bool:
     return one is other or bool(one == other)
+
+
+def _no_input_within(method: str) -> InputError:
+    return InputError(
+        f"{method}() was given no input, inside another pass of the same model.",
+        "it is a pass of its own: the prompts of the one around it and what is changed there are "
+        "not its own.",
+        f"to {method} from those prompts, write `with model.{method}(…) as tracer:` around the "
+        "invokes and read tracer.result; for a pass beside it, give a prompt.",
+    )
 
 
 def _repeated_images(times: int) -> InputError:

@@ -7,12 +7,15 @@ with model.session():
         model.layer1.output[:] = h
 """
 
+from insitu.engine.save import begin_session, end_session
+
 
 class Session:
     """Traces that belong together. Here they run one after another, as they stand."""
 
     def __enter__(self) -> "Session":
+        begin_session()
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        end_session()

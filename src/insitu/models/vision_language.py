@@ -16,10 +16,10 @@ from torch import nn
 from insitu.engine.batch import Rows
 from insitu.errors import InputError, InputTypeError, UsageError
 from insitu.models import image_prompts, image_rows, inputs, loading, processors
-from insitu.models.base import Forward
 from insitu.models.generation import Generation
 from insitu.models.image_prompts import COMMON
 from insitu.models.images import pictures
+from insitu.models.joining import Forward
 from insitu.models.language import LanguageModel
 from insitu.models.padding import Batch
 

@@ -20,8 +20,8 @@ from torch import nn
 
 from insitu.engine.trace import Tracer
 from insitu.engine.written import Leaf
-from insitu.models.base import Forward
 from insitu.models.generation import Generation
+from insitu.models.joining import Forward
 from insitu.notebook.recorder import Write
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from insitu.engine.batch import like_sequence
 from insitu.engine.values import describe
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -109,9 +110,8 @@ def mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
         return tuple([mapped(part, leaf) for part in value])
     if type(value) is list:
         return [mapped(part, leaf) for part in value]
-    if isinstance(value, tuple):
-        parts = [mapped(part, leaf) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, (tuple, list)):
+        return like_sequence(value, [mapped(part, leaf) for part in value])
     if isinstance(value, Mapping):
         return _mapping(value, {key: mapped(part, leaf) for key, part in value.items()})
     if _has_parts(value):
