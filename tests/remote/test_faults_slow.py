@@ -19,7 +19,9 @@ import pytest
 import requests
 import soak_jobs
 import torch
+from demo_server import demo_server
 from soak_server import LIMITS, Place
+from test_worker_inline import BREAKS_ONCE
 
 import insitu
 from insitu import CONFIG, JobLostError, JobTimeoutError, LanguageModel
@@ -217,6 +219,19 @@ def loading_s(place, job):
     rows = place.rows(f"SELECT data FROM events WHERE job = '{job}' AND kind = 'status'")
     times = {it["phase"]: it["time"] for it in (json.loads(row[0]) for row in rows)}
     return times["RUNNING"] - times["LOADING"] if "LOADING" in times else 0.0
+
+
+def test_a_device_that_computes_no_more_costs_no_later_job(demo, tmp_path):
+    """Fault 18: its error stays with the process that holds the model, which another replaces."""
+    mark = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_ONCE.format(mark=str(mark)))
+    with demo_server("demo", "--apart", PYTHONPATH=str(tmp_path)) as (url, key):
+        with Connection(url, key) as server:
+            assert is_right(demo, server)
+            mark.touch()
+            for _ in range(3):
+                assert is_right(demo, server)
+            assert not mark.exists()
 
 
 def test_a_result_that_is_too_large_is_told_of_and_nothing_of_it_stays(demo, team_server):
