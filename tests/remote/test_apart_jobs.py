@@ -251,10 +251,12 @@ model.transformer.h[0].mlp._module(h)
 
 @pytest.mark.slow
 def test_a_model_that_dies_is_opened_again(jobs, right):
+    assert jobs.job(TRACE).result == right
     forks, computes = processes(jobs)
     os.kill(computes, signal.SIGKILL)
     deadline = time.monotonic() + 60
-    while jobs.pool._hosts["demo"].pid == forks and time.monotonic() < deadline:
+    while jobs.pool._hosts["demo"].pid == forks:
+        assert time.monotonic() < deadline
         jobs.wait(pause(0.1))
     ran = jobs.job(TRACE)
     assert ran.phase == "COMPLETED", ran.text
