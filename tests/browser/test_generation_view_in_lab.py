@@ -6,12 +6,11 @@ from widget_pages import begin, eventually, look, open_cells, output_of, reviewe
 pytestmark = pytest.mark.slow
 
 CELLS = [
-    "import insitu, threading, time\n"
+    "import insitu, itertools, time\n"
     "from insitu.widgets import watch_generation\n"
-    "model = insitu.LanguageModel('demo')\n"
-    "started, seen = threading.Event(), []\n"
+    "model, steps = insitu.LanguageModel('demo'), itertools.count()\n"
     "def slowly(model):\n"
-    "    time.sleep(0.3)\n"
+    "    time.sleep(0.3 if next(steps) < 12 else 2)\n"  # a busy machine is in time to stop it
     "    model.layers[0].resid_post[:] += 0",
     "view = watch_generation(model, 'The Eiffel Tower is in the city of', max_new_tokens=80,\n"
     "                        edit=slowly)\n"
