@@ -284,10 +284,12 @@ def test_a_server_that_anybody_could_use_does_not_start(tmp_path, words, what):
     assert error.value.what == what
 
 
-def test_a_random_key_may_begin_with_a_dash(tmp_path):
-    assert said(tmp_path, "--key", "-abc", "--lazy").key == "-abc"
-    with pytest.raises(SystemExit):
-        said(tmp_path, "--key", "--lazy")
+def test_a_random_key_may_begin_with_dashes(tmp_path):
+    for key in ("-abc", "--p7_Qz-w", "--lazy9"):
+        assert said(tmp_path, "--key", key, "--lazy").key == key
+    for words in (("--key", "--lazy"), ("--key", "--keep=1d")):
+        with pytest.raises(SystemExit):
+            said(tmp_path, *words)
 
 
 def test_a_port_that_is_taken_is_a_sentence(tmp_path):

@@ -13,6 +13,7 @@ PORT = 8765
 TRUSTS = ("self", "team", "public")
 BACKENDS = ("processes", "ray")
 _UNITS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
+_OPTION = re.compile("--[a-z-]+(=|$)")
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,7 +33,7 @@ def keys_kept(words: list[str]) -> list[str]:
     """The words, in which a random key that begins with `-` is not taken for an option."""
     kept: list[str] = []
     for word in words:
-        if kept[-1:] == ["--key"] and word.startswith("-") and not word.startswith("--"):
+        if kept[-1:] == ["--key"] and word.startswith("-") and not _OPTION.match(word):
             kept[-1] += f"={word}"
         else:
             kept.append(word)
