@@ -1,5 +1,6 @@
 """What results and rows of one user stay on a server's disk, and for how long."""
 
+import os
 import shutil
 import time
 
@@ -21,12 +22,16 @@ def until(condition, time_s=5):
         time.sleep(0.01)
 
 
-def test_results_are_forgotten_after_their_time(tmp_path):
+def test_results_are_forgotten_after_their_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("insitu.remote.server.desk.SWEEP_S", 0.1)
     with running(tmp_path, keep_s=1_000) as (server, client):
         job = client.send(request())
         client.until(job, "COMPLETED")
-        assert server.server.folder.remove_old(time.time() + 900) == []
-        assert server.server.folder.remove_old(time.time() + 1_100) == [job]
+        folder = server.server.folder
+        assert folder.old(time.time() + 900) == []
+        assert folder.old(time.time() + 1_100) == [job]
+        os.utime(folder.result(job), (time.time() - 1_100,) * 2)
+        until(lambda: not folder.result(job).exists())
         said = three_lines(client.get(f"/v1/jobs/{job}/result"), 410)
         assert said["next"] == "Run the block again."
         assert "payload" not in client.events(job)[-1][2]
@@ -130,3 +135,9 @@ def test_a_result_that_is_being_removed_is_not_counted_as_room_twice(tmp_path, m
             assert client.events(job)[-1][2]["phase"] == "COMPLETED"
         until(lambda: quota._results.total() // MEGABYTE == 4)
         assert held == [4, 4]
+
+        monkeypatch.setattr("insitu.remote.server.desk.SWEEP_S", 0.1)
+        held.clear()
+        os.utime(folder.result(job), (1, 1))  # it is older than any is kept
+        until(lambda: not folder.result(job).exists())
+        assert held == [2, 2]

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from insitu.remote.protocol import ENDS, Ended, Fault, Limits, Task, Workers
@@ -254,7 +255,9 @@ class Desk:
         self.dispatch()
         await self._written(job, rows)
         self.quota.grew(job.user, result[0] if result else 0, job.rows_bytes)
-        await self._kept_small()  # before the next result: many may come between two ticks
+        await self._tidied(
+            self.quota.keep
+        )  # before the next result: many may come between two ticks
         self.folder.remove_request(job.id)
         self.live.pop(job.id, None)
         job.news.tell()
@@ -328,10 +331,10 @@ class Desk:
                 if self._moved:
                     self._moved = False
                     self._tell_places()
-                await self._kept_small()
+                await self._tidied(self.quota.keep)
                 if time.monotonic() - swept > SWEEP_S:
                     swept = time.monotonic()
-                    await self._sweep()
+                    await self._tidied(self._sweep)
             except Exception:  # the next tick may do better; nothing else would dispatch
                 log.exception("a tick failed")
 
@@ -341,21 +344,16 @@ class Desk:
             if (job := self.live.get(id)) is not None:
                 job.stands_at(place, len(places))
 
-    async def _kept_small(self) -> None:
+    async def _tidied(self, tidy: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self.quota.keep()
+            await tidy()
         except StoreTrouble as trouble:  # the next tick tries it again
             log.error("what is old cannot be forgotten: %s", trouble.refusal.why)
         except OSError as error:
             log.error("what is old cannot be removed: %s", error)
 
     async def _sweep(self) -> None:
-        gone = await asyncio.to_thread(self.folder.remove_old)
-        for id in gone:
-            row = self.store.job(id)
-            if row is not None and row["kept"]:
-                self.quota.grew(row["user"], -(row["result_bytes"] or 0), 0)
-                await self.store.write(("UPDATE jobs SET kept = 0 WHERE id = ?", (id,)))
+        await self.quota.remove_old()
         before = time.time() - ROWS_KEPT * self.folder.keep_s
         old = self.store.rows(
             "SELECT id, user, rows_bytes, result_bytes * kept FROM jobs WHERE ended < ? LIMIT 100",

@@ -73,15 +73,12 @@ class Folder:
         """It has been kept long enough."""
         self.result(job).unlink(missing_ok=True)
 
-    def remove_old(self, now: float | None = None) -> list[str]:
-        """Remove results that have been kept long enough; whose they were."""
+    def old(self, now: float | None = None) -> list[str]:
+        """The jobs whose results have been kept long enough."""
         now = time.time() if now is None else now
-        removed = []
-        for it in (self.path / "results").iterdir():
-            if JOB_ID.fullmatch(it.name) and now - it.stat().st_mtime > self.keep_s:
-                it.unlink(missing_ok=True)
-                removed.append(it.name)
-        return removed
+        files = (self.path / "results").iterdir()
+        ours = [it for it in files if JOB_ID.fullmatch(it.name)]
+        return [it.name for it in ours if now - it.stat().st_mtime > self.keep_s]
 
     def remove_strays(self, known: set[str]) -> None:
         """Remove requests that no job waits with: their server died while it read them."""

@@ -67,6 +67,22 @@ class Quota:
             for user in [it for it, size in self._rows.items() if size > most]:
                 await self._fewer_rows(user, self._rows[user] - most)
 
+    async def remove_old(self) -> None:
+        """Remove the results that have been kept long enough.
+
+        Raises:
+            StoreTrouble: the database does not take it; files may be gone already.
+            OSError: the disk does not take it.
+        """
+        async with self._keeping:
+            for id in await asyncio.to_thread(self._folder.old):
+                row = self._store.job(id)
+                if row is None or not row["kept"]:  # it is counted no more
+                    await asyncio.to_thread(self._folder.remove_result, id)
+                    continue
+                await self._removed(row["user"], id, row["result_bytes"] or 0)
+                await self._store.write(("UPDATE jobs SET kept = 0 WHERE id = ?", (id,)))
+
     async def _fewer_results(self, user: str, over: int) -> None:
         rows = self._store.rows(
             "SELECT id, result_bytes FROM jobs WHERE user = ? AND kept = 1 AND result_bytes > 0 "
