@@ -3,6 +3,8 @@ import sample from "../samples/remote_log.json";
 import { jobDock } from "../src/views/job_dock";
 import { Lines, LINES_MAX, type Batch } from "../src/views/log_lines";
 import { remoteLog, type JobState } from "../src/views/remote_log";
+import widget from "../src/widgets/remote_log";
+import { FakeModel } from "./fake_model";
 
 const state = sample.state as JobState;
 const batch = (first: number, texts: string[], tags: Record<string, string[]> = {}): Batch => ({ first, times: texts.map((_, n) => first + n), texts, tags });
@@ -81,6 +83,39 @@ test("lines that come twice, as after a page was reloaded, are listed once", () 
   lines.add(numbered(0, 2));
   expect(lines.all.map((line) => line.text)).toEqual([0, 1, 2, 3, 4, 5, 6].map((n) => `line ${n}`));
   expect(lines.dropped).toBe(0);
+});
+
+test("lines from before the view are listed first, however late they are told", async () => {
+  const lines = new Lines();
+  lines.add(numbered(3, 2));
+  lines.seek("line");
+  expect(lines.add(numbered(0, 6))).toBe(-3);
+  expect(lines.all.map((line) => line.number)).toEqual([0, 1, 2, 3, 4, 5]);
+  expect(lines.shown).toHaveLength(6);
+  expect([lines.heard, lines.dropped, lines.began]).toEqual([6, 0, 0]);
+
+  const { said, view } = shown({ ...state, over: true });
+  view.clear();
+  view.add(numbered(3, 2));
+  view.add(numbered(0, 5));
+  await frame();
+  expect(said()).toEqual([0, 1, 2, 3, 4].map((n) => `line ${n}`));
+});
+
+test("a kernel too busy to tell the lines in time is heard all the same", async () => {
+  vi.useFakeTimers();
+  const model = new FakeModel({ state });
+  const el = document.createElement("div");
+  document.body.replaceChildren(el);
+  const end = widget.render({ model, el });
+  await vi.advanceTimersByTimeAsync(10_000);
+  model.tell("msg:custom", { lines: numbered(3, 1) });
+  const asked = model.sent.find((it) => it.name === "tail");
+  model.tell("msg:custom", { answer: asked?.ask, value: numbered(0, 4) });
+  await vi.advanceTimersByTimeAsync(100);
+  expect([...el.querySelectorAll(".said")].map((it) => it.textContent)).toEqual([0, 1, 2, 3].map((n) => `line ${n}`));
+  end();
+  vi.useRealTimers();
 });
 
 test("ten thousand lines a second keep the last five thousand, and a screen of them in the page", async () => {

@@ -38,26 +38,37 @@ export class Lines {
     return this.words !== "" || this.wanted.size > 0 || this.level > 0;
   }
 
-  /** Add what is new of a batch; gives how many listed lines have gone at the front. */
+  /** Add what is new of a batch; gives how many more listed lines have gone at the front than come. */
   add(batch: Batch): number {
-    const from = this.heard ? Math.max(0, this.heard - batch.first) : 0;
-    if (from >= batch.texts.length) return 0;
-    const added: Line[] = [];
+    const end = batch.first + batch.texts.length;
+    const came = this.all.length ? this.before(batch) : 0;
+    if (end > this.heard) this.after(batch);
+    return this.trim() - came;
+  }
+
+  /** Those that the view was not there to hear, told later than what came since. */
+  private before(batch: Batch): number {
+    const added = read(batch, 0, (this.all[0] as Line).number - batch.first);
+    const listed = added.filter((line) => this.lists(line));
+    this.began = added[0]?.time ?? this.began;
+    this.count(added, 1);
+    this.all.unshift(...added);
+    this.shown.unshift(...listed);
+    return listed.length;
+  }
+
+  private after(batch: Batch): void {
+    const added = read(batch, this.heard ? this.heard - batch.first : 0);
     const missing = this.heard ? batch.first - this.heard : 0;
     if (missing > 0) {
       this.dropped += missing;
-      added.push({ number: batch.first - 0.5, time: batch.times[0] ?? 0, text: `… ${grouped(missing)} lines came too fast and are not shown`, tags: [], level: "info", gap: missing });
-    }
-    for (let at = from; at < batch.texts.length; at++) {
-      const tags = batch.tags[at] ?? [];
-      added.push({ number: batch.first + at, time: batch.times[at] ?? 0, text: batch.texts[at] ?? "", tags, level: LEVELS.find((level) => tags.includes(level)) ?? "info" });
+      added.unshift({ number: batch.first - 0.5, time: batch.times[0] ?? 0, text: `… ${grouped(missing)} lines came too fast and are not shown`, tags: [], level: "info", gap: missing });
     }
     if (!this.all.length) this.began = added[0]?.time ?? 0;
     this.heard = batch.first + batch.texts.length;
     this.count(added, 1);
     this.all.push(...added);
     this.shown.push(...added.filter((line) => this.lists(line)));
-    return this.trim();
   }
 
   /** List the lines that hold these words. */
@@ -108,4 +119,14 @@ export class Lines {
   private count(lines: Line[], by: number): void {
     for (const { tags } of lines) for (const tag of tags) this.tags.set(tag, (this.tags.get(tag) ?? 0) + by);
   }
+}
+
+/** The lines of a batch, from one place to before another. */
+function read(batch: Batch, from: number, to = batch.texts.length): Line[] {
+  const lines: Line[] = [];
+  for (let at = Math.max(0, from); at < Math.min(to, batch.texts.length); at++) {
+    const tags = batch.tags[at] ?? [];
+    lines.push({ number: batch.first + at, time: batch.times[at] ?? 0, text: batch.texts[at] ?? "", tags, level: LEVELS.find((level) => tags.includes(level)) ?? "info" });
+  }
+  return lines;
 }

@@ -278,9 +278,11 @@ export function remoteLog(el: HTMLElement, asks: Asks): RemoteLogView {
       else if (given.queue && given.queue[0] !== wasPlace) say(`Place ${given.queue[0]} in the queue`);
     },
     add(batch) {
+      const heard = lines.heard;
       const gone = lines.add(batch);
       if (!isFollowing) {
-        unseen += batch.texts.length;
+        unseen += lines.heard - heard;
+        if (gone < 0) rows.setCount(lines.shown.length, false);
         rows.shift(gone); // what is read stays where it is
       }
       redraw();

@@ -22,7 +22,7 @@ export default widget(({ el, endings, get, ask, answer, follow, expects, onSaid 
   expects(() => get<JobState>("state").phases.length > 0 && !get<JobState>("state").over);
   const late = setTimeout(start, PATIENCE_MS);
   ask<Batch>("tail").then(
-    (tail) => (clearTimeout(late), early && view.add(tail), start()),
+    (tail) => (clearTimeout(late), view.add(tail), start()),
     () => (clearTimeout(late), start()),
   );
   endings.add(() => clearTimeout(late));
