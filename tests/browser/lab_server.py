@@ -16,6 +16,7 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -40,6 +41,7 @@ class Server:
     token: str
     root: Path
     process: subprocess.Popen[bytes]
+    sockets: TemporaryDirectory[str]
     endings: list[Thread] = field(default_factory=list)
 
     @classmethod
@@ -47,19 +49,24 @@ class Server:
         """One that answers already."""
         root = folder / "notebooks"
         root.mkdir(parents=True)
+        sockets = TemporaryDirectory(prefix="lab-")  # their paths have to be short
         port, token = free_port(), secrets.token_hex(16)
         address, log = f"http://127.0.0.1:{port}", folder / "server.log"
         with log.open("w") as said:
             process = subprocess.Popen(
-                command(root, port, token), env=environment(folder), stdout=said, stderr=said
+                command(root, port, token),
+                env={**environment(folder), "JUPYTER_RUNTIME_DIR": sockets.name},
+                stdout=said,
+                stderr=said,
             )
         try:
             wait_for(f"{address}/api", process, log)
         except BaseException:
             process.kill()
             process.wait()
+            sockets.cleanup()
             raise
-        return cls(address, token, root, process)
+        return cls(address, token, root, process, sockets)
 
     def api(self, path: str, method: str = "GET") -> Any:
         """What Jupyter's REST interface answers."""
@@ -85,6 +92,7 @@ class Server:
             ending.join()
         self.process.terminate()
         self.process.wait(PATIENCE_S)
+        self.sockets.cleanup()
 
 
 def command(root: Path, port: int, token: str) -> list[str]:
@@ -93,6 +101,7 @@ def command(root: Path, port: int, token: str) -> list[str]:
         *(f"--ServerApp.root_dir={root}", "--ServerApp.ip=127.0.0.1"),
         *(f"--ServerApp.port={port}", "--ServerApp.port_retries=0"),
         *(f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"),
+        "--KernelManager.transport=ipc",  # two servers choose one port for kernels now and then
     ]
 
 
@@ -101,7 +110,6 @@ def environment(folder: Path) -> dict[str, str]:
     places = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime",
         "JUPYTERLAB_SETTINGS_DIR": "settings",
         "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
         "IPYTHONDIR": "ipython",
