@@ -294,3 +294,21 @@ def test_a_user_may_hang_things_on_the_model(net):
     model.notes = "mine"
     assert model.notes == "mine"
     assert not hasattr(net, "notes")
+
+
+def test_a_module_dict_lists_its_modules_wrapped_and_knows_their_names(branches):
+    model, x = NNsight(branches), torch.rand(1, 4)
+    assert list(model.heads.keys()) == ["left", "right"]
+    with model.trace(x):
+        outputs = {name: head.output for name, head in model.heads.items()}
+    assert torch.equal(outputs["left"] + outputs["right"], branches(x))
+    assert list(model.heads.values()) == [model.heads["left"], model.heads["right"]]
+    assert "left" in model.heads
+    assert "middle" not in model.heads
+
+
+def test_a_module_is_in_the_list_that_holds_it(branches):
+    model = NNsight(branches)
+    assert model.blocks[2] in model.blocks
+    assert branches.blocks[2] in model.blocks
+    assert model.heads["left"] not in model.blocks

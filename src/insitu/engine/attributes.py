@@ -3,6 +3,7 @@
 model.lm_head.weight                # as it is
 model.to("cuda").trace(prompt)      # where torch returns the module, this is the wrapped one
 model.gains[0]                      # a ParameterList's parameter
+model.heads.items()                 # of a ModuleDict: names and wrapped modules
 """
 
 import functools
@@ -25,7 +26,20 @@ def seen(node: Any, value: Any) -> Any:
         for path, module in node._module.named_modules():
             if module is value:
                 return node._at_path(path) if path else node
-    return _chained(node, value) if getattr(value, "__name__", None) in _CHAINED else value
+    name = getattr(value, "__name__", None)
+    if name in ("items", "values") and isinstance(node._module, nn.ModuleDict):
+        wrapped = {key: node[key] for key in node._module}
+        return getattr(wrapped, name)
+    return _chained(node, value) if name in _CHAINED else value
+
+
+def holds(node: Any, item: Any) -> bool:
+    """Whether a wrapped module has one directly in it: by name, wrapped or as it is."""
+    if isinstance(node._module, PARAMETERS):
+        return item in node._module
+    if isinstance(item, str):
+        return node._child(item) is not None
+    return any(found is item or found._module is item for found in node)
 
 
 def _chained(node: Any, method: Any) -> Any:

@@ -32,15 +32,17 @@ _own: dict[str, Any] = {}
 
 def begin(run: Any) -> None:
     """Let a pass that starts run what comes in a checkpoint as it is."""
-    if _MODULE not in sys.modules:
+    module = sys.modules.get(_MODULE)
+    if module is None:
         return
     with _lock:
-        _open.difference_update([it for it in _open if it.cleared])  # one that was interrupted
+        if _open:
+            _open.difference_update([it for it in _open if it.cleared])  # one that was interrupted
         _open.add(run)
         if not _own:
-            module = vars(sys.modules[_MODULE])
-            _own.update({name: module[name] for name in (_REENTRANT, _OTHER)})
-            module.update({_REENTRANT: _Reentrant, _OTHER: _without})
+            names = module.__dict__
+            _own[_REENTRANT], _own[_OTHER] = names[_REENTRANT], names[_OTHER]
+            names[_REENTRANT], names[_OTHER] = _Reentrant, _without
     run.at_end(lambda failed: _end(run))
 
 

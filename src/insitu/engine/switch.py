@@ -12,6 +12,7 @@ unmapped), so each thread keeps a few finished ones parked.
 import contextvars
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 from weakref import ReferenceType, ref
 
@@ -50,10 +51,6 @@ class Worker(_greenlet.greenlet):  # type: ignore[misc]
         self.switch()
 
 
-def _live() -> None:
-    enter(_serve)
-
-
 def _serve() -> None:
     """Serve tasks until the worker is dropped; no local may refer to it, or it never would be."""
     while True:
@@ -64,6 +61,9 @@ def _serve() -> None:
         back = task()
         del task
         back.switch()
+
+
+_live = partial(enter, _serve)  # no frame of Python's: each switch copies the stack
 
 
 class _Parked(threading.local):

@@ -364,6 +364,9 @@ class WrappedModule:
     def __bool__(self) -> bool:
         return True
 
+    def __contains__(self, item: Any) -> bool:
+        return attributes.holds(self, item)
+
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self._module, attributes.PARAMETERS):
             yield from self._module
