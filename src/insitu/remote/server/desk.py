@@ -255,9 +255,7 @@ class Desk:
         self.dispatch()
         await self._written(job, rows)
         self.quota.grew(job.user, result[0] if result else 0, job.rows_bytes)
-        await self._tidied(
-            self.quota.keep
-        )  # before the next result: many may come between two ticks
+        await self._tidied(self.quota.keep)  # many results may come between two ticks
         self.folder.remove_request(job.id)
         self.live.pop(job.id, None)
         job.news.tell()
