@@ -124,9 +124,7 @@ class ToBeJoined:
         Raises:
             InputError: the module needs one.
         """
-        forward = getattr(type(self.module), "forward", nn.Module.forward)  # TorchScript's has none
-        parameters = inspect.signature(forward).parameters.values()
-        for parameter in list(parameters)[1:]:
+        for parameter in _parameters(self.module):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             if parameter.default is parameter.empty and parameter.name not in self.settings:
@@ -192,10 +190,15 @@ def _is_call(made: Any) -> bool:
 
 def _arguments(module: nn.Module) -> tuple[tuple[str, ...], bool]:
     """The names of what a module's forward takes, and whether it takes others too."""
-    forward = getattr(type(module), "forward", nn.Module.forward)  # TorchScript's has none
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    parameters = _parameters(module)
     names = [it.name for it in parameters if it.kind not in (it.VAR_POSITIONAL, it.VAR_KEYWORD)]
     return tuple(names), any(it.kind is it.VAR_KEYWORD for it in parameters)
+
+
+def _parameters(module: nn.Module) -> list[inspect.Parameter]:
+    """What a module's forward takes, but for the module itself."""
+    forward = getattr(type(module), "forward", nn.Module.forward)  # TorchScript's has none
+    return list(inspect.signature(forward).parameters.values())[1:]
 
 
 def _no_dimension(given: Any, why: str) -> InputTypeError:
