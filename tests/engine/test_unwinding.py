@@ -71,7 +71,7 @@ def test_on_64_bit_arm_what_was_written_is_made_visible_to_the_processor(machine
 def test_elsewhere_the_body_is_called_as_it_is(machine, library, name, platform):
     machine(name, platform)
     called = []
-    unwinding._make()(lambda: called.append(1))
+    unwinding._make()(lambda: called.append(1))()
     assert called == [1]
     assert library.asked == []
     assert unwinding._keep == []

@@ -35,7 +35,7 @@ Placed = tuple[dict[str, Any], Any, Any]
 _grad = torch.is_grad_enabled
 _inference = torch.is_inference_mode_enabled
 _autocast = torch._C._is_any_autocast_enabled
-_functions = torch._C._len_torch_function_stack
+_functions = torch._C._is_torch_function_mode_enabled
 _dispatches = torch._C._len_torch_dispatch_stack
 
 _lock = threading.RLock()  # a collection while it is held may end a pass that was dropped
@@ -70,7 +70,7 @@ class AtOutput(Stopping):
         output = forward(*args, **kwargs)
         if run.want_output is not module or getcurrent() is not run.worker:
             return output
-        run.want_output = run.at_input = None
+        run.want_output = None
         run.at_output = module
         run.args = args
         run.kwargs = kwargs
@@ -182,9 +182,15 @@ class Arming:
     def place(self, namespace: dict[str, Any], make: Callable[[], Any]) -> None:
         """Put what `make` builds around the forward that is there in its place."""
         with _lock:
-            before, wrapper = namespace.get("forward"), make()
-            self.placed.append((namespace, wrapper, before))
-            namespace["forward"] = wrapper
+            while True:
+                before, wrapper = namespace.get("forward"), make()
+                self.placed.append((namespace, wrapper, before))
+                if before is not None:
+                    namespace["forward"] = wrapper
+                elif namespace.setdefault("forward", wrapper) is not wrapper:
+                    self.placed.pop()  # another thread was faster, which needs no lock for that
+                    continue
+                return
 
     def disarm(self) -> None:
         """Put every module's own forward back; when interrupted, all the same."""

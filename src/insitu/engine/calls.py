@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from insitu.engine import misses
+from insitu.engine.ahead import NOTHING
 from insitu.engine.order import INPUT, OUTPUT
 from insitu.engine.reachable import only_next_round
 from insitu.errors import OutOfOrderError, StepError
@@ -114,7 +115,7 @@ def _by_calls(run: Any, numbers: Iterable[int]) -> Iterator[int]:
                 count.number, count.first = number, False
             else:
                 return
-            run.arming.direct = False  # so that reads are told of
+            run.arming.near = NOTHING  # so that reads are told of
             yield number
             if count.leader is None:
                 raise _nothing_read(number)

@@ -43,10 +43,11 @@ def begin(run: Any) -> None:
             names = module.__dict__
             _own[_REENTRANT], _own[_OTHER] = names[_REENTRANT], names[_OTHER]
             names[_REENTRANT], names[_OTHER] = _Reentrant, _without
-    run.at_end(lambda failed: _end(run))
+    run.checkpointed = True  # so `end` is due
 
 
-def _end(run: Any) -> None:
+def end(run: Any) -> None:
+    """A pass is over: torch's own two are back after the last. Safe to call twice."""
     with _lock:
         _open.discard(run)
         if not _open and _own:

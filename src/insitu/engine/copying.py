@@ -20,8 +20,8 @@ _PLACE = ("_module", "_parent", "_name", "_root", "_whole", "_place", "_children
 def nothing_learned(node: Any) -> dict[str, Any]:
     """What the root of a model keeps of its module and of those who use it, at its beginning."""
     return {
-        "_orders": {}, "_seen": {}, "_batched": {}, "_sizes": None, "_family": WeakSet((node,)),
-        "_onlookers": None,
+        "_orders": {}, "_seen": {}, "_batched": {}, "_reads": {}, "_sizes": None,
+        "_family": WeakSet((node,)), "_onlookers": None,
     }  # fmt: skip
 
 

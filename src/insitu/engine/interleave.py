@@ -25,7 +25,8 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from insitu.engine import blame, brought, calls, checkpoints, checks, met, misses
+from insitu.engine import ahead, blame, brought, calls, checkpoints, checks, met, misses
+from insitu.engine.ahead import NOTHING
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.beside import Beside, Watcher
 from insitu.engine.compiled import out_of_graphs
@@ -45,23 +46,19 @@ _NOWHERE: dict[nn.Module, tuple[int, int]] = {}
 _NOBODY: dict[nn.Module, tuple[nn.Module, ...]] = {}
 
 _grad = torch.is_grad_enabled
-_inference = torch.is_inference_mode_enabled
-_autocast = torch._C._is_any_autocast_enabled
-_functions = torch._C._len_torch_function_stack
-_dispatches = torch._C._len_torch_dispatch_stack
 
 
 class Pass(Arming):
     """A forward pass that stops wherever its block asks it to."""
 
     __slots__ = (
-        "__weakref__", "args", "at_input", "at_output", "base_modes", "block", "block_modes",
-        "call", "calls_over", "cleared", "closed", "count", "direct", "ended", "ends", "entered",
-        "error", "failure", "halts", "here", "kind", "kwargs", "lanes", "model_modes",
-        "observation", "order", "outer", "overrun", "prepare", "result", "root", "single", "skips",
-        "started", "step", "stepped", "stepping", "steps_over", "taps", "taps_before", "thread",
-        "to_block", "to_model", "told", "trail", "unbound", "value", "want_any", "want_input",
-        "want_output", "want_step", "watch", "whole", "worker", "writes",
+        "__weakref__", "ahead", "args", "at_input", "at_output", "base_modes", "block", "block_key",
+        "block_modes", "call", "calls_over", "checkpointed", "cleared", "closed", "count", "ended",
+        "ends", "entered", "error", "failure", "halts", "here", "kind", "kwargs", "lanes",
+        "model_modes", "near", "observation", "order", "outer", "overrun", "prepare", "result",
+        "root", "single", "skips", "started", "step", "stepped", "stepping", "steps_over", "taps",
+        "taps_before", "thread", "to_block", "to_model", "told", "trail", "unbound", "value",
+        "want_any", "want_input", "want_output", "want_step", "watch", "whole", "worker", "writes",
     )  # fmt: skip
 
     armed_around: nn.Module | None
@@ -117,10 +114,11 @@ class Pass(Arming):
         self.base_modes = self.model_modes = self.block_modes = current()
         self.trail: list[misses.Read] = []
         self.skips: dict[nn.Module, tuple[misses.Read, Any]] = {}
+        self.near = self.ahead = NOTHING
         self.here = self.step = -1
-        self.calls_over = 0
-        self.want_any = self.started = self.direct = self.ended = self.closed = self.cleared = False
-        self.overrun = self.steps_over = self.unbound = False
+        self.calls_over = self.block_key = 0
+        self.want_any = self.started = self.ended = self.closed = self.cleared = False
+        self.overrun = self.steps_over = self.unbound = self.checkpointed = False
         self.armed_around = self.hooked = self.sites = self.prepare = self.lanes = None
         self.taps = self.taps_before = self.told = self.ends = self.entered = None
         self.error = self.failure = self.worker = self.block = self.outer = self.watch = None
@@ -131,41 +129,17 @@ class Pass(Arming):
     # The block's side ------------------------------------------------------------------------
 
     def read_output(self, node: Node, module: nn.Module, depth: int = 2) -> Any:
-        """Run the model up to what a module returns."""
+        """Run the model up to what a module returns; `reading` has a shorter way for most reads."""
+        if self.told is not None and (called := met.told(self, module)) is not None:
+            return called[3]
+        if not self.started:
+            ahead.arm(self)
         if module not in self.outputs:
-            if self.cleared:
-                checks.still_open(self, node, OUTPUT)
+            checks.still_open(self, node, OUTPUT)
             module = self.arm_output(node, module)
-        place = self.single.get(module)
-        if place is not None:
-            if place[0] < self.here:
-                checks.may_come(self, node, OUTPUT)
-            self.here = place[0]
+        self._go_forward(node, module)
         frame = _getframe(depth)
         self.trail.append((node, OUTPUT, frame.f_code, frame.f_lasti))
-        if not self.direct:
-            return self._read_output_slowly(node, module)
-        self.want_output = module
-        # The fast half of modes.swap, written out, as in arming.
-        grad = _grad()
-        if grad is self.model_modes and not (
-            _inference() or _autocast() or _functions() or _dispatches()
-        ):
-            self.block_modes = grad
-        else:
-            self.block_modes = swap(self.model_modes)
-        try:
-            self.to_model()
-        except SwitchError as error:
-            raise checks.in_another_thread(self) from error
-        if self.at_output is not module:
-            raise checks.missed(self, node, OUTPUT)
-        if place is None and self.order is not None:
-            self.order.note(module)
-        return self.value
-
-    def _read_output_slowly(self, node: Node, module: nn.Module) -> Any:
-        """The first read of a pass, and reads while someone watches or the block moves about."""
         if self.count is not None and calls.asked(self, node, OUTPUT, noted=True):
             return self.value
         if self.observation is not None and self.observation.has_left(module):
@@ -180,6 +154,14 @@ class Pass(Arming):
                 node, OUTPUT, self.value, misses.line(self.trail[-1]), max(self.step, 0)
             )
         return self.value
+
+    def _go_forward(self, node: Node, module: nn.Module) -> None:
+        """Note where an output stands in the order; raise if it is known not to come any more."""
+        place = self.single.get(module)
+        if place is not None:
+            if place[OUTPUT] < self.here:
+                checks.may_come(self, node, OUTPUT)
+            self.here = place[OUTPUT]
 
     def read_inputs(self, node: Node, depth: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call's arguments; they stay readable while the pass stands at the module's output."""
@@ -235,7 +217,7 @@ class Pass(Arming):
             self.resume()
             if self.ended:
                 return
-        self.direct = self.watch is None and self.observation is None and self.count is None
+        self._come_near()
 
     def to_call(self, node: Node, count: int) -> bool:
         """Run to the arguments of a module's next call but `count - 1`; False if there is none."""
@@ -366,6 +348,7 @@ class Pass(Arming):
         if self.closed and self.cleared and self.to_model is None:
             return
         self.closed = True
+        self.near = NOTHING
         try:
             if self.started and not self.ended and self.worker is not None:
                 self.block = here = getcurrent()
@@ -405,7 +388,6 @@ class Pass(Arming):
         self.worker = worker
         self.to_model = worker.switch
         self.started = True
-        self.direct = self.watch is None and self.observation is None
         worker.begin(self._run, contextvars.copy_context())
 
     def _make_ready(self) -> None:
@@ -432,7 +414,7 @@ class Pass(Arming):
         raise failure from None
 
     def _call(self) -> None:
-        self.result = self.call(self)
+        self.result = self.call.make(self)
         if self.lanes is not None:
             if self.observation is not None:
                 self.observation.finish()  # bodies that wait in vain are told what did run
@@ -450,7 +432,7 @@ class Pass(Arming):
         except BaseException as error:
             self.error, self.ended = error, True
             blame.add_note(self, error)
-        self.direct = False
+        self.near = NOTHING
         self.at_output = self.at_input = None
         if _grad() is not self.block_modes or type(self.base_modes) is not bool:
             swap(self.block_modes)  # else all is as it was: the model has left what it entered
@@ -501,7 +483,7 @@ class Pass(Arming):
 
     def stand(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Hand what a module returned to the block; give what the block leaves there."""
-        self.want_output = self.at_input = None
+        self.want_output = None
         self.at_output = module
         self.args = args
         self.kwargs = kwargs
@@ -582,6 +564,7 @@ class Pass(Arming):
     def _stand_at_input(self, module: nn.Module) -> None:
         self.want_input = self.at_output = None
         self.at_input = module
+        self.near = NOTHING
         self._hand_over()
 
     def _hand_over(self) -> None:
@@ -596,6 +579,12 @@ class Pass(Arming):
         if self.want_step is not None:
             self._hand_over()
 
+    def _come_near(self) -> None:
+        """Let reads be made the short way, where nobody else has a say in them."""
+        simple = self.watch is None and self.observation is None and self.count is None
+        if simple and not self.ended and self.at_input is None:
+            self.near = self.ahead
+
     # Bookkeeping -----------------------------------------------------------------------------
 
     def _learn(self) -> None:
@@ -605,7 +594,7 @@ class Pass(Arming):
         self.root._orders[self.kind] = order
         self.single, self.callers = order.single, order.callers
         self.observation = None
-        self.direct = self.watch is None and not self.ended
+        self._come_near()
 
     def settle(self) -> None:
         """The model has run to its end: take away all that it needed."""
@@ -613,6 +602,7 @@ class Pass(Arming):
             self._learn()
         elif self.order is None:
             self.root._seen.clear()  # passes do run to their end: the next one is observed
+        ahead.learn(self)
         self._clear()
         if self.error is not None:
             error, self.error = self.error, None
@@ -626,6 +616,8 @@ class Pass(Arming):
             worker, self.worker = self.worker, None
             if isinstance(worker, Worker):
                 leave(worker, self.model_modes)
+            if self.checkpointed:
+                checkpoints.end(self)
         self.block = self.to_block = self.to_model = self.taps = self.taps_before = None
         self.value = self.args = self.kwargs = None
 

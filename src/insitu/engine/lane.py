@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from insitu.engine import blame, brought, calls, checks, met, misses
+from insitu.engine.ahead import NOTHING
 from insitu.engine.arming import Node
 from insitu.engine.batch import Rows, begins_a_graph, put, take
 from insitu.engine.batch_dims import BatchDims
@@ -100,6 +101,8 @@ class Lane:
         self.served: object = None
         self.closed = self.ended = self.muted = self.overrun = self.sliced = False
 
+    near = NOTHING
+
     # What a body sees, as it would see a Pass ------------------------------------------------
 
     @property
@@ -139,6 +142,8 @@ class Lane:
 
     def read_output(self, node: Node, key: Any, depth: int = 2) -> Any:
         """Wait for what a module returns: these rows of it."""
+        if self.told is not None and (called := met.told(self, key)) is not None:
+            return called[3]
         if self.count is not None and calls.asked(self, node, OUTPUT):
             return self.value
         if key not in self.run.inputs:

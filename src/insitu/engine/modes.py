@@ -18,7 +18,7 @@ from torch.utils import _python_dispatch as dispatch
 _grad = torch.is_grad_enabled
 _inference = torch.is_inference_mode_enabled
 _autocast = torch._C._is_any_autocast_enabled
-_functions = torch._C._len_torch_function_stack
+_functions = torch._C._is_torch_function_mode_enabled
 _dispatches = torch._C._len_torch_dispatch_stack
 
 _DEVICES = tuple(d for d in ("cpu", "cuda", "mps", "xpu") if torch._C._is_autocast_available(d))
@@ -82,7 +82,7 @@ def _install(left: Modes, to: Modes) -> None:
 
 def _clear() -> None:
     """Take away every mode but grad and inference; a guard remembers what it was entered in."""
-    for _ in range(_functions()):
+    for _ in range(torch._C._len_torch_function_stack()):
         _pop_mode()  # type: ignore[no-untyped-call]
     for _ in range(_dispatches()):
         dispatch._pop_mode()

@@ -5,7 +5,7 @@ model.layers[1].output          # what the list's one block returned in its seco
 
 from typing import Any
 
-from insitu.engine import blame, repeated
+from insitu.engine import blame, reading, repeated
 from insitu.engine.order import INPUT
 from insitu.engine.running import find
 from insitu.engine.wrapped import WrappedModule
@@ -42,7 +42,7 @@ class Repeated(WrappedModule):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "output":
             run = find(self)
-            self._require_to_come(run, name)
+            reading.require_to_come(run, self, name)
             old = repeated.read_output(self)
             run.value = blame.written(run, value, old, self, name)
             return

@@ -40,6 +40,6 @@ def let_go(node: Any) -> None:
             del node.__dict__[str(name)]
     node._children.clear()
     root = node._root
-    for learned in (root._orders, root._seen, root._batched):
+    for learned in (root._orders, root._seen, root._batched, root._reads):
         learned.clear()
     root.__dict__["_sizes"] = None

@@ -12,7 +12,6 @@ unmapped), so each thread keeps a few finished ones parked.
 import contextvars
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import TypeAlias
 from weakref import ReferenceType, ref
 
@@ -20,7 +19,7 @@ import greenlet as _greenlet
 from greenlet import getcurrent as getcurrent
 
 from insitu.engine.modes import Modes, swap
-from insitu.engine.unwinding import enter
+from insitu.engine.unwinding import shielded
 
 Greenlet: TypeAlias = _greenlet.greenlet
 Exit = _greenlet.GreenletExit
@@ -63,7 +62,7 @@ def _serve() -> None:
         back.switch()
 
 
-_live = partial(enter, _serve)  # no frame of Python's: each switch copies the stack
+_live = shielded(_serve)
 
 
 class _Parked(threading.local):

@@ -99,6 +99,7 @@ class Tracer:
             self.check(self, frame)
         self._run = run = Pass(self._root, self._call, self._kind, self._stepping)
         run.entered = frame.f_code, frame.f_lasti
+        run.block_key = id(frame.f_code) + frame.f_lasti
         self._backwards = backward_call.mount(frame, run)
         run.outer = active.get()
         run.watch = self.watch

@@ -1,9 +1,9 @@
 """A call that stack unwinders cannot see through: the first frame of every greenlet.
 
-    enter(body)   # calls body()
+    greenlet(shielded(body))    # calls body()
 
 torch's C++ errors collect a backtrace; glibc's walks past the first frame of a greenlet into stale
-stack bytes and faults. `enter` calls through a page of machine code that carries no unwind
+stack bytes and faults. `shielded` calls through a page of machine code that carries no unwind
 information, and a frame it has no description for ends the walk. Linux needs this; the walkers of
 macOS and Windows stay inside the thread's stack bounds and are left alone.
 """
@@ -14,6 +14,9 @@ import platform
 import struct
 import sys
 from collections.abc import Callable
+from typing import TypeAlias, cast
+
+Body: TypeAlias = Callable[[], object]
 
 
 def _stub_code(target: int) -> bytes | None:
@@ -33,12 +36,26 @@ def _stub_code(target: int) -> bytes | None:
     return None
 
 
-def _make() -> Callable[[Callable[[], None]], object]:
-    """A function that calls its argument from a frame no unwinder can describe."""
+class _Method(ctypes.Structure):
+    """What CPython knows of a function in C: a PyMethodDef."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+_NO_ARGUMENTS = 0x0004  # METH_NOARGS: called with what it is bound to, and nothing
+
+
+def _make() -> Callable[[Body], Body]:
+    """What makes of a body one that is called from a frame no unwinder can describe."""
     target = ctypes.cast(ctypes.pythonapi.PyObject_CallNoArgs, ctypes.c_void_p).value
     code = _stub_code(target) if sys.platform == "linux" and target else None
     if code is None:
-        return lambda body: body()
+        return lambda body: body
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     page.write(code)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
@@ -49,8 +66,14 @@ def _make() -> Callable[[Callable[[], None]], object]:
         raise OSError(ctypes.get_errno(), "the call stub's page could not be made executable")
     if "arm" in platform.machine().lower() or "aarch64" in platform.machine().lower():
         _clear_instruction_cache(address, len(code))
-    _keep.append(page)
-    return ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(address)
+    method = _Method(b"shielded", address, _NO_ARGUMENTS, None)
+    bound = ctypes.pythonapi["PyCFunction_NewEx"]  # our own handle of it
+    bound.restype = ctypes.py_object
+    bound.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
+    _keep.append((page, method))
+    # What it makes is called as any function in C: no frame of Python's, or of ctypes', lies below
+    # a greenlet's work, for each switch copies the stack.
+    return lambda body: cast(Body, bound(ctypes.addressof(method), body, None))
 
 
 def _clear_instruction_cache(address: int, size: int) -> None:
@@ -60,5 +83,5 @@ def _clear_instruction_cache(address: int, size: int) -> None:
     clear(address, address + size)
 
 
-_keep: list[mmap.mmap] = []  # the page must outlive every call through it
-enter = _make()
+_keep: list[tuple[mmap.mmap, _Method]] = []  # they must outlive every call through them
+shielded = _make()

@@ -7,16 +7,15 @@ block.mlp.c_fc          # a submodule, wrapped when first named
 """
 
 from collections.abc import Iterable, Iterator
-from sys import _getframe
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from insitu.engine import attributes, blame, copying, met, misses, names, paths, replaced, views
+from insitu.engine import attributes, blame, copying, met, names, paths, reading, replaced, views
 from insitu.engine.attached import attached
 from insitu.engine.opening import opened
 from insitu.engine.repeated import stands_often
-from insitu.engine.running import active, find
+from insitu.engine.running import find
 from insitu.engine.source.operations import Source, source_of
 from insitu.engine.steps import next_call
 from insitu.errors import UnknownModuleError
@@ -57,7 +56,9 @@ class WrappedModule:
         set_("_whole", module if parent is None else parent._whole)
         set_(
             "_place",
-            (None, {}, "") if parent is None else (parent._module, parent._module._modules, name),
+            (None, {"": module}, "")
+            if parent is None
+            else (parent._module, parent._module._modules, name),
         )
         set_("_children", {})
         set_("_extras", {})
@@ -67,34 +68,7 @@ class WrappedModule:
 
     # Sites -----------------------------------------------------------------------------------
 
-    @property
-    def output(self) -> Any:
-        """What the module returned.
-
-            with model.trace(x):
-                h = model.layer1.output          # read
-                model.layer1.output[:, 0] = 0    # edit in place
-                model.layer1.output = h * 2      # replace
-
-        Raises:
-            OutOfOrderError: the model has passed this module.
-            NeverRanError: the pass does not call it.
-            NoTraceError: no pass is running.
-            WriteError: a value of another shape, dtype or device was written without `force`.
-        """
-        run = active.get()
-        if run is None or run.root is not self._root or run.closed:
-            run = find(self)
-        module = self._module
-        try:
-            if run.at_output is module:
-                return run.value
-            if run.told is not None and (called := met.told(run, module)) is not None:
-                return called[3]
-            return run.read_output(self, module)
-        except AttributeError as error:
-            self.__dict__["_raised"] = error
-            raise
+    output = property(reading.read)
 
     @property
     def input(self) -> Any:
@@ -187,42 +161,20 @@ class WrappedModule:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "output":
-            run = active.get()
-            if run is None or run.root is not self._root or run.closed:
-                run = find(self)
-            if run.at_output is not self._module:
-                self._require_to_come(run, name)
-                run.read_output(self, self._module)
-            old = run.value
-            if not (
-                type(value) is type(old) is Tensor
-                and value.dtype is old.dtype
-                and value.shape == old.shape
-                and ((value.is_cpu and old.is_cpu) or value.device == old.device)
-            ):
-                run.value = blame.written(run, value, old, self, "output")
-                return
-            run.value = value
-            frame = _getframe(1)
-            written = self, "output", frame.f_code, frame.f_lasti, ""
-            (blame.begin(run) if run.writes is None else run.writes).append(written)
+            reading.write(self, value)
         elif name == "input":
             self._write_input(value)
         elif name == "inputs":
             run = find(self)
-            self._require_to_come(run, name)
+            reading.require_to_come(run, self, name)
             args, kwargs = blame.written(run, value, run.read_inputs(self), self, "inputs")
             run.write_inputs(self, tuple(args), dict(kwargs))
         else:
             self._set_other(name, value)
 
-    def _require_to_come(self, run: Any, site: str) -> None:
-        if run.told is not None and met.told(run, self._module) is not None:
-            raise misses.own_call_is_over(self, site)
-
     def _write_input(self, value: Any) -> None:
         run = find(self)
-        self._require_to_come(run, "input")
+        reading.require_to_come(run, self, "input")
         args, kwargs = run.read_inputs(self)
         first = next(iter(kwargs), "input")
         old = args[0] if args else kwargs.get(first)

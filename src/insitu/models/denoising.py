@@ -105,7 +105,7 @@ class Denoising:
         self.kwargs = {**inputs, **settings}
         self.apart = None if rows is None else ImageRows(rows, images)
 
-    def __call__(self, run: Pass | None) -> Any:
+    def make(self, run: Pass | None) -> Any:
         """Run the pipeline, and tell the pass when the last step is over."""
         scanned = on_fakes()
         kwargs = dict(self.kwargs)

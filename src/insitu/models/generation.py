@@ -87,7 +87,7 @@ class Generation:
             given["decoder_input_ids"] = ids.new_zeros((len(ids), 1), dtype=torch.long)
         return given
 
-    def __call__(self, run: Pass) -> Any:
+    def make(self, run: Pass) -> Any:
         """Generate, and tell the pass when the last step is over."""
         settings = {**self.kwargs, **self.settings}
         streams = self._count("num_beams") == 1  # transformers streams no beam search

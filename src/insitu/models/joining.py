@@ -151,7 +151,7 @@ class Forward:
         self.kwargs = kwargs
         self.dims = dims
 
-    def __call__(self, run: Pass) -> Any:
+    def make(self, run: Pass) -> Any:
         """Make the call, inside its pass."""
         try:
             return self.module(*self.args, **self.kwargs)

@@ -89,4 +89,4 @@ def _scanned(run: Traced, nodes: Mapping[str, WrappedModule], plan: Plan) -> For
     given = (getattr(call, name, None) for name in ("args", "kwargs", "settings"))
     if run.stepping or whole.started or not may_be_forecast(module, list(given)):
         return None
-    return forecast(module, lambda: call(None), nodes, plan)
+    return forecast(module, lambda: call.make(None), nodes, plan)
