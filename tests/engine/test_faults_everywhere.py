@@ -626,12 +626,12 @@ def test_a_pass_is_collected_while_another_arms_its_modules():
         model = NNsight(net)
         run = model.open(torch.ones(1, 3))
         model[0].output
-        with arming._lock, backward_call._lock:     # a collection may come at any instruction
+        with arming.lock, backward_call._lock:     # a collection may come at any instruction
             del run
         tracer = model.trace(torch.ones(1, 3))
         tracer.__enter__()
         model[0].output.sum().backward
-        with arming._lock, backward_call._lock:
+        with arming.lock, backward_call._lock:
             del tracer
         print(any("forward" in m.__dict__ for m in net.modules()))
     """)

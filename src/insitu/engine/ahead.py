@@ -6,17 +6,20 @@
 
 Between two stops the model fills the caches with its own work: whatever is done there costs three
 times as much. It is a guess and no more: what a block asks for besides is armed when it does, and
-what it leaves out this time is passed by.
+what it leaves out this time is passed by. The wrappers are kept, for one pass at a time.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from insitu.engine.arming import AtOutput
+from insitu.engine.arming import AtOutput, Placed, lock
 from insitu.engine.compiled import COMPILED_CALL
 from insitu.engine.order import OUTPUT
+from insitu.engine.stopping import Lease, underneath
 
 _BLOCKS_MAX = 64  # whose reads a model remembers
 
@@ -25,66 +28,113 @@ Near = dict[Any, tuple[nn.Module, int]]
 
 NOTHING: Near = {}
 
+_Plain = tuple[dict[str, Any], str, nn.Module, dict[str, Any], Any, AtOutput]
+"""Where a module stands, under which name, it and its `__dict__`, its class's forward, and the
+wrapper of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What a block has read."""
+    """What a block has read, and what stands around that."""
 
-    count: int
-    last: Any
-    places: tuple[tuple[dict[str, Any], str, nn.Module, dict[str, Any]], ...]
-    """Where the modules stand, under which names, they themselves and their `__dict__`s; those
-    around others before them."""
+    trail: tuple[int, Any]
+    """How much it was, and what was last."""
+    plain: tuple[_Plain, ...]
+    placed: list[Placed]
     modules: frozenset[nn.Module]
+    others: tuple[Any, ...]
+    """The nodes of modules with hooks of the user's, or with a forward of their own."""
     near: Near
+    lease: Lease
 
 
 def arm(run: Any) -> None:
     """Arm what the block of a pass that is about to start is likely to ask for."""
-    known: Reads | None = run.root._reads.get(run.block_key)
-    if known is None or run.both or run.outputs:
+    if run.both or run.outputs:
         return
-    placed = run.placed
-    for siblings, name, module, namespace in known.places:
-        wrapper = AtOutput((run, module, module.forward))
+    known: Reads | None = run.root._reads.pop(run.block_key, None)  # no other pass has it meanwhile
+    if known is None:
+        return
+    with lock:  # else who leaves meanwhile may put a wrapper back that is given up here
+        run.placed, run.lease = known.placed.copy(), known.lease  # before: it may be interrupted
+        if not _put_in(run, known):
+            run.unplace()
+            return
+    run.outputs, run.ahead = set(known.modules), known
+    for node in known.others:
+        if node._place[1].get(node._place[2]) is node._module not in run.outputs:
+            run.arm_output(node, node._module)
+
+
+def _put_in(run: Any, known: Reads) -> bool:
+    """Put all wrappers in; False when something is not as it was."""
+    known.lease.run = run
+    for siblings, name, module, namespace, forward, wrapper in known.plain:
         if (
             siblings.get(name) is not module
             or namespace["_forward_hooks"]
             or COMPILED_CALL in namespace
+            or type(module).forward is not forward
             or namespace.setdefault("forward", wrapper) is not wrapper
         ):
-            run.root._reads.pop(run.block_key, None)  # no longer as it was, or in another's hands
-            run.outputs.update(it[1][1] for it in placed)
-            return
-        placed.append((namespace, wrapper, None))
-    run.outputs.update(known.modules)
-    run.ahead = known.near
+            return False
+    return True
 
 
 def learn(run: Any) -> None:
-    """Remember what the block of a pass that is over has read."""
-    trail, reads = run.trail, run.root._reads
-    known: Reads | None = reads.get(run.block_key)
-    if not trail or (known and known.count == len(trail) and known.last is trail[-1][0]):
+    """Remember what the block of a pass has read; its modules are as they were again."""
+    if not run.trail:
         return
-    nodes: dict[Any, None] = {}
-    for node, kind, _, _ in trail:
-        module = node._module
-        if kind == OUTPUT and isinstance(module, nn.Module) and module not in run.callers:
-            nodes.update(dict.fromkeys(reversed(list(_around(node)))))
+    known, read = run.ahead, (len(run.trail), run.trail[-1][0])
+    if known is None or known.trail != read:
+        known = _reads(run, read)
+    reads = run.root._reads
     if len(reads) >= _BLOCKS_MAX:
         reads.clear()
-    single = run.single
-    reads[run.block_key] = Reads(
-        len(trail),
-        trail[-1][0],
-        tuple((*node._place[1:], node._module, node._module.__dict__) for node in nodes),
-        frozenset(node._module for node in nodes),
-        {node: (m, single[m][OUTPUT]) for node in nodes if (m := node._module) in single},
+    reads[run.block_key] = known
+
+
+def _reads(run: Any, read: tuple[int, Any]) -> Reads:
+    nodes: dict[Any, None] = {}
+    for node, kind, _, _ in run.trail:
+        module = node._module
+        if kind == OUTPUT and isinstance(module, nn.Module) and module not in run.callers:
+            nodes.update(dict.fromkeys(_with_those_around(node)))
+    lease, plain, others = Lease(), [], []
+    for node in nodes:
+        if (place := _plain(node, lease)) is not None:
+            plain.append(place)
+        else:
+            others.append(node)
+    return Reads(
+        read,
+        tuple(plain),
+        [(namespace, wrapper, None) for _, _, _, namespace, _, wrapper in plain],
+        frozenset(place[2] for place in plain),
+        tuple(others),
+        {
+            node: (node._module, run.single[node._module][OUTPUT])
+            for node in nodes
+            if node._module in run.single
+        },
+        lease,
     )
 
 
-def _around(node: Any) -> Any:
+def _plain(node: Any, lease: Lease) -> _Plain | None:
+    """What it takes to arm a module that runs what its class says."""
+    _, siblings, name = node._place
+    module: nn.Module = node._module
+    forward, namespace = getattr(type(module), "forward", None), module.__dict__
+    if type(forward) is not FunctionType or namespace["_forward_hooks"]:
+        return None
+    own = underneath(module.forward)
+    if getattr(own, "__func__", None) is not forward or COMPILED_CALL in namespace:
+        return None
+    return siblings, name, module, namespace, forward, AtOutput((lease, module, own))
+
+
+def _with_those_around(node: Any) -> Iterator[Any]:
     while node is not None:
         yield node
         node = node._parent

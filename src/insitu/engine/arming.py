@@ -23,10 +23,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from insitu.engine.compiled import COMPILED_CALL, out_of_graphs, run_as_written
+from insitu.engine.compiled import out_of_graphs, run_as_written
 from insitu.engine.modes import swap
 from insitu.engine.opaque import reached, refuse
-from insitu.engine.stopping import Forward, Stopping
+from insitu.engine.stopping import OVER, Forward, Lease, Stopping
 from insitu.engine.switch import getcurrent
 
 Placed = tuple[dict[str, Any], Any, Any]
@@ -38,7 +38,9 @@ _autocast = torch._C._is_any_autocast_enabled
 _functions = torch._C._is_torch_function_mode_enabled
 _dispatches = torch._C._len_torch_dispatch_stack
 
-_lock = threading.RLock()  # a collection while it is held may end a pass that was dropped
+lock = threading.RLock()
+"""Held while wrappers change places. A collection meanwhile may end a pass that was dropped."""
+
 _new_key = itertools.count(-1, -1).__next__  # torch's own hook handles count upwards
 
 
@@ -59,15 +61,16 @@ class Node(Protocol):
 
 
 class AtOutput(Stopping):
-    """Stops, when wanted, at what the forward returned."""
+    """Stops, when wanted, at what the forward returned: `(lease, module, forward)`."""
 
     __slots__ = ()
 
     @out_of_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward, and let the block have what it returns."""
-        run, module, forward = self
+        lease, module, forward = self
         output = forward(*args, **kwargs)
+        run = lease.run
         if run.want_output is not module or getcurrent() is not run.worker:
             return output
         run.want_output = None
@@ -110,16 +113,9 @@ class Arming:
     """The modules a pass can stop at. Abstract: `Pass` adds what happens there."""
 
     __slots__ = (
-        "armed_around",
-        "both",
-        "callers",
-        "hook_key",
-        "hooked",
-        "inputs",
-        "outputs",
-        "placed",
-        "sites",
-    )
+        "armed_around", "both", "callers", "hook_key", "hooked", "inputs", "lease", "outputs",
+        "placed", "sites",
+    )  # fmt: skip
 
     callers: dict[nn.Module, tuple[nn.Module, ...]]
     """For modules called from outside their own tree: who calls them."""
@@ -131,6 +127,8 @@ class Arming:
     hook_key: int
     sites: dict[Any, Any] | None
     """The rewritten forwards of this pass (see `source`), by the module whose forward it is."""
+    lease: Lease | None
+    """What its wrappers at outputs say whose they are by."""
     both: bool
     """Whether modules are armed on both sides: bodies beside the block come before it there."""
     cleared: bool
@@ -140,26 +138,17 @@ class Arming:
 
     def arm_output(self, node: Node, module: nn.Module) -> nn.Module:
         """Let the pass stop at what a module returns. Gives the module that is there now."""
-        outputs = self.outputs
         around, siblings, name = node._place
         if around is not self.armed_around or siblings.get(name) is not module:
             module = self._around(node)
         if self.callers and module in self.callers:
             self._arm_callers(module)
-        namespace = module.__dict__
         if self.both:
             self._arm_both(module)
-            return module
-        if namespace["_forward_hooks"]:
+        elif module._forward_hooks:
             run_as_written(self, module)
             self._hook(module)
-            return module
-        if COMPILED_CALL in namespace:
-            run_as_written(self, module)
-        outputs.add(module)
-        wrapper = AtOutput((self, module, module.forward))
-        self.placed.append((namespace, wrapper, None))
-        if namespace.setdefault("forward", wrapper) is not wrapper:
+        else:
             self._place_over(module, AtOutput)
         return module
 
@@ -181,16 +170,10 @@ class Arming:
 
     def place(self, namespace: dict[str, Any], make: Callable[[], Any]) -> None:
         """Put what `make` builds around the forward that is there in its place."""
-        with _lock:
-            while True:
-                before, wrapper = namespace.get("forward"), make()
-                self.placed.append((namespace, wrapper, before))
-                if before is not None:
-                    namespace["forward"] = wrapper
-                elif namespace.setdefault("forward", wrapper) is not wrapper:
-                    self.placed.pop()  # another thread was faster, which needs no lock for that
-                    continue
-                return
+        with lock:
+            before, wrapper = namespace.get("forward"), make()
+            self.placed.append((namespace, wrapper, before))
+            namespace["forward"] = wrapper
 
     def disarm(self) -> None:
         """Put every module's own forward back; when interrupted, all the same."""
@@ -201,24 +184,30 @@ class Arming:
             raise
 
     def _take_out(self) -> None:
-        with _lock:
+        with lock:
             self.cleared = True  # type: ignore[misc]  # the slot is the pass's
-            for namespace, wrapper, before in reversed(self.placed):
-                if namespace.get("forward") is not wrapper:
-                    continue  # another pass's stands over it, and will see that this one is over
-                if before is None:
-                    del namespace["forward"]
-                else:
-                    _restore(namespace, before)
+            self.unplace()
         for module in self.hooked or ():
             module._forward_hooks.pop(self.hook_key, None)
             module._forward_hooks_with_kwargs.pop(self.hook_key, None)
         for site in (self.sites or {}).values():
             site.close()
-        self.placed = []
         self.hooked = None
         self.outputs.clear()
         self.inputs.clear()
+
+    def unplace(self) -> None:
+        """Take out what has been put in; the caller holds the lock."""
+        for namespace, wrapper, before in reversed(self.placed):
+            if namespace.get("forward") is not wrapper:
+                continue  # another pass's stands over it, and will see that this one is over
+            if before is None:
+                del namespace["forward"]
+            else:
+                _restore(namespace, before)
+        if self.lease is not None:
+            self.lease.run = OVER
+        self.placed, self.lease = [], None
 
     def _around(self, node: Node) -> nn.Module:
         """Arm the modules around one, and look it up again if the user has replaced it."""
@@ -254,12 +243,17 @@ class Arming:
         """Wrap what is there: the class's forward, or one of the instance's own (accelerate's)."""
         self.outputs.add(module)
         run_as_written(self, module)
-        self.place(module.__dict__, lambda: kind((self, module, self._forward_of(module))))
+        whose = (self.lease or self._take_lease()) if kind is AtOutput else self
+        self.place(module.__dict__, lambda: kind((whose, module, self._forward_of(module))))
+
+    def _take_lease(self) -> Lease:
+        self.lease = lease = Lease(self)
+        return lease
 
     def _forward_of(self, module: nn.Module) -> Forward:
         """What a module's call runs, without a wrapper that would stop this pass there twice."""
         forward: Forward = module.forward
-        return forward[2] if isinstance(forward, AtOutput) and forward[0] is self else forward
+        return forward[2] if isinstance(forward, AtOutput) and forward.run is self else forward
 
     def _hook(self, module: nn.Module) -> None:
         self.outputs.add(module)
@@ -282,7 +276,7 @@ class Arming:
 
 def _restore(namespace: dict[str, Any], before: Forward | None) -> None:
     """Put back what was there, unless that is a wrapper whose pass has ended meanwhile."""
-    while isinstance(before, Stopping) and before[0].cleared:
+    while isinstance(before, Stopping) and before.run.cleared:
         before = _unless_its_own(before[1], before[2])
     if before is None:
         del namespace["forward"]

@@ -69,6 +69,7 @@ class Pass(Arming):
     taps_before: dict[Any, list[Callable[..., None]]] | None
     told: dict[Any, met.Called] | None
     ends: list[Callable[[bool], None]] | None
+    ahead: ahead.Reads | None
     entered: tuple[CodeType, int] | None
     error: BaseException | None
     failure: BaseException | None
@@ -114,7 +115,8 @@ class Pass(Arming):
         self.base_modes = self.model_modes = self.block_modes = current()
         self.trail: list[misses.Read] = []
         self.skips: dict[nn.Module, tuple[misses.Read, Any]] = {}
-        self.near = self.ahead = NOTHING
+        self.near = NOTHING
+        self.lease = self.ahead = None
         self.here = self.step = -1
         self.calls_over = self.block_key = 0
         self.want_any = self.started = self.ended = self.closed = self.cleared = False
@@ -132,7 +134,7 @@ class Pass(Arming):
         """Run the model up to what a module returns; `reading` has a shorter way for most reads."""
         if self.told is not None and (called := met.told(self, module)) is not None:
             return called[3]
-        if not self.started:
+        if not (self.started or self.cleared):
             ahead.arm(self)
         if module not in self.outputs:
             checks.still_open(self, node, OUTPUT)
@@ -583,7 +585,7 @@ class Pass(Arming):
         """Let reads be made the short way, where nobody else has a say in them."""
         simple = self.watch is None and self.observation is None and self.count is None
         if simple and not self.ended and self.at_input is None:
-            self.near = self.ahead
+            self.near = NOTHING if self.ahead is None else self.ahead.near
 
     # Bookkeeping -----------------------------------------------------------------------------
 
@@ -602,7 +604,6 @@ class Pass(Arming):
             self._learn()
         elif self.order is None:
             self.root._seen.clear()  # passes do run to their end: the next one is observed
-        ahead.learn(self)
         self._clear()
         if self.error is not None:
             error, self.error = self.error, None
@@ -612,6 +613,7 @@ class Pass(Arming):
         try:
             if not self.cleared:
                 self.disarm()
+                ahead.learn(self)
         finally:
             worker, self.worker = self.worker, None
             if isinstance(worker, Worker):

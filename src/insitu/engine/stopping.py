@@ -21,6 +21,11 @@ class Stopping(tuple[Any, nn.Module, Forward]):
     __slots__ = ()
 
     @property
+    def run(self) -> Any:
+        """The pass that can stop here."""
+        return getattr(self[0], "run", self[0])
+
+    @property
     def __wrapped__(self) -> Forward:
         """What it stands for, so that `inspect.signature` still tells the truth."""
         return self[2]
@@ -32,6 +37,25 @@ class Stopping(tuple[Any, nn.Module, Forward]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Called in the forward's place."""
         raise NotImplementedError
+
+
+class Lease:
+    """Whose wrappers these are: of one pass after another, since to make them is what costs."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Any = None) -> None:
+        self.run = run if run is not None else OVER
+
+
+class _Over:
+    """Stands for a pass that is over, in a wrapper that is kept or that another's stands upon."""
+
+    cleared = closed = True
+    want_output = worker = None
+
+
+OVER = _Over()
 
 
 def underneath(forward: Any) -> Any:

@@ -44,8 +44,8 @@ def is_begun_by_a_trace(module: Any) -> bool:
     """Whether a call is one that a trace makes of its model: it asks for the result by itself."""
     forward = module.__dict__["forward"]
     while isinstance(forward, Stopping):
-        run = forward[0]
-        if run.root._module is module and run.kind == "trace":
+        run = forward.run
+        if not run.cleared and run.root._module is module and run.kind == "trace":
             return bool(run.worker is getcurrent())
         forward = forward[2]
     return False
@@ -54,7 +54,7 @@ def is_begun_by_a_trace(module: Any) -> bool:
 def _add(number: int, module: Any, forward: Any, found: Wishes) -> None:
     calls, outputs, arguments = found
     while isinstance(forward, Stopping):
-        kind, run = type(forward), forward[0]
+        kind, run = type(forward), forward.run
         if kind is AtOutput:
             if run.want_output is module:
                 outputs.append(number)
