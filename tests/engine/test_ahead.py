@@ -164,6 +164,46 @@ def test_a_forward_that_came_since_is_the_one_that_runs(model, net, x, monkeypat
         same(read(model, x)[0], outputs(net, x))
 
 
+def test_a_layer_called_from_outside_its_tree_has_its_caller_armed_with_it(x):
+    class Lender(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lent = nn.ModuleList([nn.Linear(4, 4)])
+            self.user = User(self.lent[0])
+
+        def forward(self, x):
+            return self.user(x)
+
+    class User(nn.Module):
+        def __init__(self, borrowed):
+            super().__init__()
+            self.__dict__["borrowed"] = borrowed
+
+        def forward(self, x):
+            return self.borrowed(x) + 1
+
+    net = Lender().requires_grad_(False)
+    model = NNsight(net)
+    for further in (False, False, True):
+        with model.trace(x):
+            first = model.lent[0].output
+            if further:  # its caller runs already, and is asked for the first time
+                second = model.user.output
+    assert torch.equal(first, net.lent[0](x))
+    assert torch.equal(second, net(x))
+
+
+def test_one_block_in_two_kinds_of_passes_has_an_order_of_each(model, net, x):
+    for begin in (model.trace, model.scan, model.trace, model.scan, model.trace):
+        with begin(x):
+            second = model.layers[1].output
+            last = model.layers[3].output
+        if begin == model.trace:
+            same([second, last], [outputs(net, x)[1], outputs(net, x)[3]])
+        else:
+            assert tuple(last.shape) == (1, 4)
+
+
 def test_a_layer_compiled_since_runs_as_it_was_written(model, net, x):
     for _ in range(3):
         read(model, x)

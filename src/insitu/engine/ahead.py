@@ -37,13 +37,14 @@ wrapper of it."""
 class Reads:
     """What a block has read, and what stands around that."""
 
-    trail: tuple[int, Any]
-    """How much it was, and what was last."""
+    trail: tuple[str, int, Any]
+    """In which kind of pass, how much it was, and what was last."""
     plain: tuple[_Plain, ...]
     placed: list[Placed]
     modules: frozenset[nn.Module]
     others: tuple[Any, ...]
-    """The nodes of modules with hooks of the user's, or with a forward of their own."""
+    """Nodes of modules with hooks of the user's, with a forward of their own, or that are called from
+    outside their own tree."""
     near: Near
     lease: Lease
 
@@ -53,7 +54,7 @@ def arm(run: Any) -> None:
     if run.both or run.outputs:
         return
     known: Reads | None = run.root._reads.pop(run.block_key, None)  # no other pass has it meanwhile
-    if known is None:
+    if known is None or known.trail[0] != run.kind:
         return
     with lock:  # else who leaves meanwhile may put a wrapper back that is given up here
         run.placed, run.lease = known.placed.copy(), known.lease  # before: it may be interrupted
@@ -85,7 +86,7 @@ def learn(run: Any) -> None:
     """Remember what the block of a pass has read; its modules are as they were again."""
     if not run.trail:
         return
-    known, read = run.ahead, (len(run.trail), run.trail[-1][0])
+    known, read = run.ahead, (run.kind, len(run.trail), run.trail[-1][0])
     if known is None or known.trail != read:
         known = _reads(run, read)
     reads = run.root._reads
@@ -94,15 +95,15 @@ def learn(run: Any) -> None:
     reads[run.block_key] = known
 
 
-def _reads(run: Any, read: tuple[int, Any]) -> Reads:
+def _reads(run: Any, read: tuple[str, int, Any]) -> Reads:
     nodes: dict[Any, None] = {}
     for node, kind, _, _ in run.trail:
-        module = node._module
-        if kind == OUTPUT and isinstance(module, nn.Module) and module not in run.callers:
+        if kind == OUTPUT and isinstance(node._module, nn.Module):
             nodes.update(dict.fromkeys(_with_those_around(node)))
     lease, plain, others = Lease(), [], []
     for node in nodes:
-        if (place := _plain(node, lease)) is not None:
+        place = None if node._module in run.callers else _plain(node, lease)
+        if place is not None:
             plain.append(place)
         else:
             others.append(node)
@@ -122,7 +123,7 @@ def _reads(run: Any, read: tuple[int, Any]) -> Reads:
 
 
 def _plain(node: Any, lease: Lease) -> _Plain | None:
-    """What it takes to arm a module that runs what its class says."""
+    """What it takes to arm a module that runs what its class says, and nothing more."""
     _, siblings, name = node._place
     module: nn.Module = node._module
     forward, namespace = getattr(type(module), "forward", None), module.__dict__
