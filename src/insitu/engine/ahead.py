@@ -43,7 +43,7 @@ class Reads:
     placed: list[Placed]
     modules: frozenset[nn.Module]
     others: tuple[Any, ...]
-    """Nodes of modules with hooks of the user's, or a forward of their own, and of those called from
+    """Nodes of other modules: with hooks of the user's or a forward of their own, or called from
     outside their own tree."""
     near: Near
     lease: Lease
