@@ -232,3 +232,23 @@ def test_the_model_sees_a_copy_of_the_callers_context():
         setting.set("the caller's")
     setting.reset(token)
     assert net.seen == ["the caller's", "the model's"] * 2
+
+
+def test_function_modes_that_are_switched_off_at_a_stop_are_the_models_afterwards():
+    class Seen(TorchFunctionMode):
+        names = ()
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.names += (getattr(func, "__name__", ""),)
+            return func(*args, **(kwargs or {}))
+
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    model, x = NNsight(net), torch.ones(1, 2)
+    for _ in range(3):
+        with Seen() as seen, model.trace(x):
+            with torch._C.DisableTorchFunction():
+                model[0].output
+                model[1].output
+            seen.names = ()
+            model[2].output
+        assert "linear" in seen.names

@@ -20,11 +20,17 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from insitu.engine.compiled import out_of_graphs, run_as_written
-from insitu.engine.modes import swap
+from insitu.engine.modes import (
+    autocast_on,
+    dispatches_on,
+    functions_on,
+    grad_on,
+    inference_on,
+    swap,
+)
 from insitu.engine.opaque import reached, refuse
 from insitu.engine.stopping import OVER, Forward, Lease, Stopping
 from insitu.engine.switch import getcurrent
@@ -32,11 +38,6 @@ from insitu.engine.switch import getcurrent
 Placed = tuple[dict[str, Any], Any, Any]
 """An instance's `__dict__`, the wrapper that was put there, and what was there before."""
 
-_grad = torch.is_grad_enabled
-_inference = torch.is_inference_mode_enabled
-_autocast = torch._C._is_any_autocast_enabled
-_functions = torch._C._is_torch_function_mode_enabled
-_dispatches = torch._C._len_torch_dispatch_stack
 
 lock = threading.RLock()
 """Held while wrappers change places. A collection meanwhile may end a pass that was dropped."""
@@ -79,9 +80,9 @@ class AtOutput(Stopping):
         run.kwargs = kwargs
         run.value = output
         # The fast half of modes.swap, written out: this is the hottest line of the engine.
-        grad = _grad()
+        grad = grad_on()
         if grad is run.block_modes and not (
-            _inference() or _autocast() or _functions() or _dispatches()
+            inference_on() or autocast_on() or functions_on() or dispatches_on()
         ):
             run.model_modes = grad
         else:

@@ -30,7 +30,7 @@ from insitu.engine.ahead import NOTHING
 from insitu.engine.arming import Arming, Node, Placed
 from insitu.engine.beside import Beside, Watcher
 from insitu.engine.compiled import out_of_graphs
-from insitu.engine.modes import current, swap
+from insitu.engine.modes import current, grad_on, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order, is_known
 from insitu.engine.switch import (
     Exit,
@@ -44,8 +44,6 @@ from insitu.engine.switch import (
 
 _NOWHERE: dict[nn.Module, tuple[int, int]] = {}
 _NOBODY: dict[nn.Module, tuple[nn.Module, ...]] = {}
-
-_grad = torch.is_grad_enabled
 
 
 class Pass(Arming):
@@ -397,7 +395,7 @@ class Pass(Arming):
             self.observation = Observation(self.root, self.kind)
             self.arm_every(self.root._module)
         order = self.order
-        if order is None or ((order.checkpoints or self.whole.training) and _grad()):
+        if order is None or ((order.checkpoints or self.whole.training) and grad_on()):
             checkpoints.begin(self)
         if self.prepare is not None:
             prepare, self.prepare = self.prepare, None
@@ -436,7 +434,7 @@ class Pass(Arming):
             blame.add_note(self, error)
         self.near = NOTHING
         self.at_output = self.at_input = None
-        if _grad() is not self.block_modes or type(self.base_modes) is not bool:
+        if grad_on() is not self.block_modes or type(self.base_modes) is not bool:
             swap(self.block_modes)  # else all is as it was: the model has left what it entered
         assert self.block is not None
         return self.block

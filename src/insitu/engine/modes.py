@@ -15,11 +15,11 @@ import torch
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 
-_grad = torch.is_grad_enabled
-_inference = torch.is_inference_mode_enabled
-_autocast = torch._C._is_any_autocast_enabled
-_functions = torch._C._is_torch_function_mode_enabled
-_dispatches = torch._C._len_torch_dispatch_stack
+grad_on = torch.is_grad_enabled
+inference_on = torch.is_inference_mode_enabled
+autocast_on = torch._C._is_any_autocast_enabled
+functions_on = torch._C._len_torch_function_stack
+dispatches_on = torch._C._len_torch_dispatch_stack
 
 _DEVICES = tuple(d for d in ("cpu", "cuda", "mps", "xpu") if torch._C._is_autocast_available(d))
 
@@ -42,15 +42,15 @@ Modes = bool | Special
 
 def current() -> Modes:
     """The thread's modes."""
-    if _inference() or _autocast() or _functions() or _dispatches():
+    if inference_on() or autocast_on() or functions_on() or dispatches_on():
         return _full()
-    return _grad()
+    return grad_on()
 
 
 def swap(to: Modes) -> Modes:
     """Put `to` in force and return what was."""
-    special = _inference() or _autocast() or _functions() or _dispatches()
-    left = _full() if special else _grad()
+    special = inference_on() or autocast_on() or functions_on() or dispatches_on()
+    left = _full() if special else grad_on()
     if left is not to and left != to:
         _install(left, to)
     return left
@@ -58,8 +58,8 @@ def swap(to: Modes) -> Modes:
 
 def _full() -> Special:
     return Special(
-        _grad(),
-        _inference(),
+        grad_on(),
+        inference_on(),
         tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES),
         torch.is_autocast_cache_enabled(),
         tuple(_get_current_function_mode_stack()),  # type: ignore[no-untyped-call]
@@ -71,10 +71,10 @@ def _install(left: Modes, to: Modes) -> None:
     if isinstance(left, Special) or isinstance(to, Special):
         _clear()
     inference = isinstance(to, Special) and to.inference
-    if _inference() != inference:
+    if inference_on() != inference:
         _set_inference(inference)
     grad = to.grad if isinstance(to, Special) else to
-    if _grad() != grad:
+    if grad_on() != grad:
         torch._C._set_grad_enabled(grad)
     if isinstance(to, Special):
         _add(to)
@@ -82,9 +82,9 @@ def _install(left: Modes, to: Modes) -> None:
 
 def _clear() -> None:
     """Take away every mode but grad and inference; a guard remembers what it was entered in."""
-    for _ in range(torch._C._len_torch_function_stack()):
+    for _ in range(functions_on()):
         _pop_mode()  # type: ignore[no-untyped-call]
-    for _ in range(_dispatches()):
+    for _ in range(dispatches_on()):
         dispatch._pop_mode()
     for device in _DEVICES:
         torch.set_autocast_enabled(device, False)
@@ -113,7 +113,7 @@ def _set_inference(on: bool) -> None:
     """Inference mode has no setter, only guards: leave the last of ours, or enter another."""
     if _guards.entered:
         _guards.entered.pop().__exit__(None, None, None)
-        if _inference() == on:
+        if inference_on() == on:
             return
     guard = torch._C._InferenceMode(on)
     guard.__enter__()  # type: ignore[no-untyped-call]

@@ -10,21 +10,22 @@ it notes where it is made, and changes places with the model. All else is the pa
 from sys import _getframe
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from insitu.engine import blame, checks, met, misses
-from insitu.engine.modes import swap
+from insitu.engine.modes import (
+    autocast_on,
+    dispatches_on,
+    functions_on,
+    grad_on,
+    inference_on,
+    swap,
+)
 from insitu.engine.order import OUTPUT
 from insitu.engine.running import active, find
 from insitu.engine.switch import SwitchError
 
 _active = active.get
-_grad = torch.is_grad_enabled
-_inference = torch.is_inference_mode_enabled
-_autocast = torch._C._is_any_autocast_enabled
-_functions = torch._C._is_torch_function_mode_enabled
-_dispatches = torch._C._len_torch_dispatch_stack
 
 
 def read(node: Any) -> Any:
@@ -57,9 +58,9 @@ def read(node: Any) -> Any:
         run.trail.append((node, OUTPUT, frame.f_code, frame.f_lasti))
         run.want_output = module
         # The fast half of modes.swap, written out, as in arming.
-        grad = _grad()
+        grad = grad_on()
         if grad is run.model_modes and not (
-            _inference() or _autocast() or _functions() or _dispatches()
+            inference_on() or autocast_on() or functions_on() or dispatches_on()
         ):
             run.block_modes = grad
         else:

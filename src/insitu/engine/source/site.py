@@ -11,11 +11,17 @@ from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from insitu.engine.compiled import out_of_graphs
-from insitu.engine.modes import swap
+from insitu.engine.modes import (
+    autocast_on,
+    dispatches_on,
+    functions_on,
+    grad_on,
+    inference_on,
+    swap,
+)
 from insitu.engine.order import OUTPUT
 from insitu.engine.source.chain import Chain, follow
 from insitu.engine.source.kept import code_of
@@ -31,12 +37,6 @@ from insitu.engine.source.rewrite import (
 from insitu.engine.stopping import Forward, Stopping
 from insitu.engine.switch import getcurrent
 from insitu.errors import SourceError
-
-_grad = torch.is_grad_enabled
-_inference = torch.is_inference_mode_enabled
-_autocast = torch._C._is_any_autocast_enabled
-_functions = torch._C._len_torch_function_stack
-_dispatches = torch._C._len_torch_dispatch_stack
 
 _ATOMS = frozenset((BuiltinFunctionType, MethodDescriptorType, MethodWrapperType))
 """Callables in which a pass cannot stop, so that nobody can ask for them while they run."""
@@ -204,9 +204,9 @@ class Called(tuple[Site, int, Any]):
         run.args = args
         run.kwargs = kwargs
         run.value = output
-        grad = _grad()
+        grad = grad_on()
         if grad is run.block_modes and not (
-            _inference() or _autocast() or _functions() or _dispatches()
+            inference_on() or autocast_on() or functions_on() or dispatches_on()
         ):
             run.model_modes = grad
         else:
