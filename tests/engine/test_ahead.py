@@ -8,6 +8,7 @@ from torch import nn
 
 import insitu
 from insitu import NNsight
+from insitu.engine import ahead
 
 
 class Chain(nn.Module):
@@ -87,6 +88,41 @@ def test_a_block_that_reads_another_layer_each_time_arms_what_it_asks_for(model,
         seen, armed = read(model, x, [number])
         same(seen, [wanted[number]])
         assert number in armed
+
+
+def test_a_block_that_reads_something_else_each_time_is_not_foreseen_until_it_repeats_itself(
+    model, net, x
+):
+    def first_armed(number):
+        with model.trace(x):
+            model.layers[0].output
+            armed = [n for n, it in enumerate(net.layers) if "forward" in vars(it)]
+            model.layers[number].output
+        return armed
+
+    first_armed(1)
+    assert first_armed(2) == [0, 1]  # what it read the last time
+    assert [first_armed(n) for n in (3, 2, 3)] == [[0], [0], [0]]
+    assert [first_armed(3), first_armed(3)] == [[0], [0, 3]]
+
+
+@pytest.mark.parametrize("kind", ["an edit", "an input first", "a cache first"])
+def test_what_was_learned_is_not_learned_again(model, net, x, kind, monkeypatch):
+    learned = []
+    of_block = ahead._reads
+    monkeypatch.setattr(ahead, "_reads", lambda *given: learned.append(1) or of_block(*given))
+    if kind == "an edit":
+        with model.edit(inplace=True):
+            model.layers[3].output[:] *= 1
+    for _ in range(6):
+        with model.trace(x) as tracer:
+            if kind == "an input first":
+                assert torch.equal(model.layers[0].input, x)
+            if kind == "a cache first":
+                tracer.cache([model.layers[1]])
+            seen = [model.layers[number].output for number in (0, 2)]
+        same(seen, [outputs(net, x)[0], outputs(net, x)[2]])
+    assert len(learned) <= 2
 
 
 def test_a_layer_that_has_passed_is_told_of_at_once(model, x):

@@ -28,6 +28,9 @@ Near = dict[Any, tuple[nn.Module, int]]
 
 NOTHING: Near = {}
 
+Trail = tuple[str, int, Any]
+"""In which kind of pass a block has read, how much it was, and what was last."""
+
 _Plain = tuple[dict[str, Any], str, nn.Module, dict[str, Any], Any, AtOutput]
 """Where a module stands, under which name, it and its `__dict__`, its class's forward, and the
 wrapper of it."""
@@ -37,8 +40,7 @@ wrapper of it."""
 class Reads:
     """What a block has read, and what stands around that."""
 
-    trail: tuple[str, int, Any]
-    """In which kind of pass, how much it was, and what was last."""
+    trail: Trail
     plain: tuple[_Plain, ...]
     placed: list[Placed]
     modules: frozenset[nn.Module]
@@ -51,10 +53,11 @@ class Reads:
 
 def arm(run: Any) -> None:
     """Arm what the block of a pass that is about to start is likely to ask for."""
-    if run.both or run.outputs:
+    reads, key = run.root._reads, run.block_key
+    if run.both or run.outputs or not isinstance(reads.get(key), Reads):
         return
-    known: Reads | None = run.root._reads.pop(run.block_key, None)  # no other pass has it meanwhile
-    if known is None or known.trail[0] != run.kind:
+    known = reads.pop(key, None)  # no other pass has it meanwhile
+    if not isinstance(known, Reads) or known.trail[0] != run.kind:
         return
     with lock:  # else who leaves meanwhile may put a wrapper back that is given up here
         run.placed, run.lease = known.placed.copy(), known.lease  # before: it may be interrupted
@@ -86,16 +89,18 @@ def learn(run: Any) -> None:
     """Remember what the block of a pass has read; its modules are as they were again."""
     if not run.trail:
         return
-    known, read = run.ahead, (run.kind, len(run.trail), run.trail[-1][0])
-    if known is None or known.trail != read:
+    reads, read = run.root._reads, (run.kind, len(run.trail), run.trail[-1][0])
+    known: Reads | Trail | None = run.ahead or reads.get(run.block_key)
+    if known is None or known == read:
         known = _reads(run, read)
-    reads = run.root._reads
+    elif not isinstance(known, Reads) or known.trail != read:
+        known = read  # something else each time is not foreseen, until it comes twice
     if len(reads) >= _BLOCKS_MAX:
         reads.clear()
     reads[run.block_key] = known
 
 
-def _reads(run: Any, read: tuple[str, int, Any]) -> Reads:
+def _reads(run: Any, read: Trail) -> Reads:
     nodes: dict[Any, None] = {}
     for node, kind, _, _ in run.trail:
         if kind == OUTPUT and isinstance(node._module, nn.Module):

@@ -22,7 +22,6 @@ from threading import get_ident
 from types import CodeType
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
 from insitu.engine import ahead, blame, brought, calls, checkpoints, checks, met, misses
@@ -132,8 +131,7 @@ class Pass(Arming):
         """Run the model up to what a module returns; `reading` has a shorter way for most reads."""
         if self.told is not None and (called := met.told(self, module)) is not None:
             return called[3]
-        if not (self.started or self.cleared):
-            ahead.arm(self)
+        self.foresee()
         if module not in self.outputs:
             checks.still_open(self, node, OUTPUT)
             module = self.arm_output(node, module)
@@ -154,6 +152,16 @@ class Pass(Arming):
                 node, OUTPUT, self.value, misses.line(self.trail[-1]), max(self.step, 0)
             )
         return self.value
+
+    def foresee(self) -> None:
+        """Before the first module is armed: arm what the block is likely to ask for."""
+        if not (self.started or self.cleared):
+            ahead.arm(self)
+
+    def arm_input(self, node: Node) -> nn.Module:
+        """Let the pass stop at a module's arguments, or skip its call."""
+        self.foresee()
+        return super().arm_input(node)
 
     def _go_forward(self, node: Node, module: nn.Module) -> None:
         """Note where an output stands in the order; raise if it is known not to come any more."""

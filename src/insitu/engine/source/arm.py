@@ -68,6 +68,7 @@ def _site(run: Any, operation: Any, source: Any) -> Site | None:
     operations = source._plan.operations
     if isinstance(owner._module, nn.Module):
         module = owner._module
+        arming.foresee()
         if module not in arming.outputs:
             module = arming.arm_output(owner, module)
             if module is not operation._around:
