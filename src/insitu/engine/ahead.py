@@ -90,7 +90,7 @@ def learn(run: Any) -> None:
     if not run.trail:
         return
     reads, read = run.root._reads, (run.kind, len(run.trail), run.trail[-1][0])
-    known: Reads | Trail | None = run.ahead or reads.get(run.block_key)
+    known: Reads | Trail | None = run.ahead or reads.pop(run.block_key, None)  # ours alone
     if known is None or known == read:
         known = _reads(run, read)
     elif not isinstance(known, Reads) or known.trail != read:
