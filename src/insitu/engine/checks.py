@@ -26,6 +26,7 @@ class Checked(misses.Explained, Protocol):
     ended: bool
     closed: bool
     cleared: bool
+    both: bool
     unbound: bool
     stepping: bool
     overrun: bool
@@ -39,7 +40,7 @@ def still_open(run: Checked, node: Node, kind: int) -> None:
     if run.closed:
         raise misses.pass_is_over(run)
     if run.ended:
-        raise missed(run, node, kind)
+        raise _passed(run, node, kind)
 
 
 def may_come(run: Checked, node: Node, kind: int) -> None:
@@ -47,7 +48,7 @@ def may_come(run: Checked, node: Node, kind: int) -> None:
     if run.unbound and run.stepping:
         return
     if not _can_come(run, node, kind):
-        raise missed(run, node, kind)
+        raise _passed(run, node, kind)
 
 
 def _can_come(run: Checked, node: Node, kind: int) -> bool:
@@ -87,12 +88,26 @@ def fitting_skip(value: Any, node: Node, order: Order | None) -> Any:
 
 
 def missed(run: Checked, node: Node, kind: int) -> TraceError:
-    """A site that was asked for did not come; the model's own error comes first."""
+    """The pass ran on and did not come to a site; the model's own error comes first."""
+    overrun = _give_up(run)
+    first_step = run.ended and not (overrun or run.step > 0)
+    learned = not run.both and node._module in run.single  # from an earlier pass
+    if first_step and learned and not misses.may_be_beyond(run, node, kind):
+        return misses.not_this_time(run, node, kind)
+    return misses.missed(run, node, kind, overrun)
+
+
+def _passed(run: Checked, node: Node, kind: int) -> TraceError:
+    return misses.missed(run, node, kind, _give_up(run))
+
+
+def _give_up(run: Checked) -> bool:
+    """Wait for nothing any more; whether the model has begun another step meanwhile."""
     if run.ended and not run.cleared:
         run.settle()
     run.want_output = run.want_input = None
     overrun, run.overrun = run.overrun, False
-    return misses.missed(run, node, kind, overrun)
+    return overrun
 
 
 def in_another_thread(run: Checked) -> TraceError:

@@ -124,6 +124,28 @@ def _never_ran(run: Explained, node: Node, kind: int, order: Order | None) -> Ne
     )
 
 
+def not_this_time(run: Explained, node: Node, kind: int) -> NeverRanError:
+    """A pass went to its end without a module that an earlier one had called."""
+    before = run.trail[:-1]
+    since = f"after line {line(before[-1])}" if before else "in this pass"
+    return NeverRanError(
+        f"{site(node, kind)} was asked for, but {node._path} did not run {since}.",
+        f"an earlier pass did call {type(node._module).__name__} {node._path} there; which modules "
+        "this model calls, or in which order, depends on its input or its state.",
+        "leave this read out where the model does not call it.",
+    )
+
+
+def may_be_beyond(run: Explained, node: Node, kind: int) -> bool:
+    """Whether something the block has asked for may run later than a site, or the site again."""
+    place = _position(run.order, node._module, kind)
+    for read in run.trail[:-1]:
+        there = _position(run.order, read[0]._module, read[1])
+        if place is None or there is None or there >= place:
+            return True
+    return False
+
+
 def _parent_path(node: Node) -> str:
     return node._path.rpartition(".")[0]
 
