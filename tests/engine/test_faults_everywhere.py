@@ -618,7 +618,7 @@ def test_an_endless_block_is_interrupted_and_an_exit_handler_runs_the_model():
 def test_a_pass_is_collected_while_another_arms_its_modules():
     done = in_a_process("""
         import torch, warnings
-        from insitu.engine import arming, backward_call
+        from insitu.engine import backward_call, placed
         from insitu.models.base import NNsight
 
         warnings.simplefilter("ignore")
@@ -626,12 +626,12 @@ def test_a_pass_is_collected_while_another_arms_its_modules():
         model = NNsight(net)
         run = model.open(torch.ones(1, 3))
         model[0].output
-        with arming.lock, backward_call._lock:     # a collection may come at any instruction
+        with placed.lock, backward_call._lock:     # a collection may come at any instruction
             del run
         tracer = model.trace(torch.ones(1, 3))
         tracer.__enter__()
         model[0].output.sum().backward
-        with arming.lock, backward_call._lock:
+        with placed.lock, backward_call._lock:
             del tracer
         print(any("forward" in m.__dict__ for m in net.modules()))
     """)

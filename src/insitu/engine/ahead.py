@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import nn
 
-from insitu.engine.arming import AtOutput, Placed, lock
+from insitu.engine.arming import AtOutput
 from insitu.engine.compiled import COMPILED_CALL
 from insitu.engine.order import OUTPUT
+from insitu.engine.placed import Placed, Plain, lock, put_in
 from insitu.engine.stopping import Lease, underneath
 
 _BLOCKS_MAX = 64  # whose reads a model remembers
@@ -31,17 +32,13 @@ NOTHING: Near = {}
 Trail = tuple[str, int, Any]
 """In which kind of pass a block has read, how much it was, and what was last."""
 
-_Plain = tuple[dict[str, Any], str, nn.Module, dict[str, Any], Any, AtOutput]
-"""Where a module stands, under which name, it and its `__dict__`, its class's forward, and the
-wrapper of it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Reads:
     """What a block has read, and what stands around that."""
 
     trail: Trail
-    plain: tuple[_Plain, ...]
+    plain: tuple[Plain, ...]
     placed: list[Placed]
     modules: frozenset[nn.Module]
     others: tuple[Any, ...]
@@ -61,28 +58,14 @@ def arm(run: Any) -> None:
         return
     with lock:  # else who leaves meanwhile may put a wrapper back that is given up here
         run.placed, run.lease = known.placed.copy(), known.lease  # before: it may be interrupted
-        if not _put_in(run, known):
+        known.lease.run = run
+        if not put_in(known.plain):
             run.unplace()
             return
     run.outputs, run.ahead = set(known.modules), known
     for node in known.others:
         if node._place[1].get(node._place[2]) is node._module not in run.outputs:
             run.arm_output(node, node._module)
-
-
-def _put_in(run: Any, known: Reads) -> bool:
-    """Put all wrappers in; False when something is not as it was."""
-    known.lease.run = run
-    for siblings, name, module, namespace, forward, wrapper in known.plain:
-        if (
-            siblings.get(name) is not module
-            or namespace["_forward_hooks"]
-            or COMPILED_CALL in namespace
-            or type(module).forward is not forward
-            or namespace.setdefault("forward", wrapper) is not wrapper
-        ):
-            return False
-    return True
 
 
 def learn(run: Any) -> None:
@@ -127,7 +110,7 @@ def _reads(run: Any, read: Trail) -> Reads:
     )
 
 
-def _plain(node: Any, lease: Lease) -> _Plain | None:
+def _plain(node: Any, lease: Lease) -> Plain | None:
     """What it takes to arm a module that runs what its class says, and nothing more."""
     _, siblings, name = node._place
     module: nn.Module = node._module

@@ -16,12 +16,12 @@ asked for later, while it is already running, still answers.
 """
 
 import itertools
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import nn
 
+from insitu.engine import hot
 from insitu.engine.compiled import out_of_graphs, run_as_written
 from insitu.engine.modes import (
     autocast_on,
@@ -32,15 +32,9 @@ from insitu.engine.modes import (
     swap,
 )
 from insitu.engine.opaque import reached, refuse
+from insitu.engine.placed import Placed, lock, take_out, take_out_one
 from insitu.engine.stopping import OVER, Forward, Lease, Stopping
 from insitu.engine.switch import getcurrent
-
-Placed = tuple[dict[str, Any], Any, Any]
-"""An instance's `__dict__`, the wrapper that was put there, and what was there before."""
-
-
-lock = threading.RLock()
-"""Held while wrappers change places. A collection meanwhile may end a pass that was dropped."""
 
 _new_key = itertools.count(-1, -1).__next__  # torch's own hook handles count upwards
 
@@ -61,6 +55,7 @@ class Node(Protocol):
     def _refresh(self) -> None: ...
 
 
+@hot.called_in_c
 class AtOutput(Stopping):
     """Stops, when wanted, at what the forward returned: `(lease, module, forward)`."""
 
@@ -199,13 +194,7 @@ class Arming:
 
     def unplace(self) -> None:
         """Take out what has been put in; the caller holds the lock."""
-        for namespace, wrapper, before in reversed(self.placed):
-            if namespace.get("forward") is not wrapper:
-                continue  # another pass's stands over it, and will see that this one is over
-            if before is None:
-                del namespace["forward"]
-            else:
-                _restore(namespace, before)
+        take_out(self.placed, take_out_one)
         if self.lease is not None:
             self.lease.run = OVER
         self.placed, self.lease = [], None
@@ -273,22 +262,6 @@ class Arming:
     def after_hooks(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
         """Stop after the last of the user's own forward hooks."""
         raise NotImplementedError
-
-
-def _restore(namespace: dict[str, Any], before: Forward | None) -> None:
-    """Put back what was there, unless that is a wrapper whose pass has ended meanwhile."""
-    while isinstance(before, Stopping) and before.run.cleared:
-        before = _unless_its_own(before[1], before[2])
-    if before is None:
-        del namespace["forward"]
-    else:
-        namespace["forward"] = before
-
-
-def _unless_its_own(module: nn.Module, forward: Forward) -> Forward | None:
-    """A forward that belongs into the instance; None for the one its class defines."""
-    is_class_own = getattr(forward, "__func__", None) is getattr(type(module), "forward", None)
-    return None if is_class_own else forward
 
 
 def is_recorder(hook: Any) -> bool:

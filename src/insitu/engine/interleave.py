@@ -26,11 +26,12 @@ from torch import nn
 
 from insitu.engine import ahead, blame, brought, calls, checkpoints, checks, met, misses
 from insitu.engine.ahead import NOTHING
-from insitu.engine.arming import Arming, Node, Placed
+from insitu.engine.arming import Arming, Node
 from insitu.engine.beside import Beside, Watcher
 from insitu.engine.compiled import out_of_graphs
 from insitu.engine.modes import current, grad_on, swap
 from insitu.engine.order import INPUT, OUTPUT, Observation, Order, is_known
+from insitu.engine.placed import Placed
 from insitu.engine.switch import (
     Exit,
     Greenlet,

@@ -1,6 +1,6 @@
 """What a module's `.output` gives and takes: the hottest lines of the engine.
 
-    output = property(read)         # of WrappedModule
+    output                          # the property of WrappedModule
     write(self, value)              # in its __setattr__
 
 Where a pass has armed a module ahead and nobody else has a say in it, a read is what stands here:
@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from insitu.engine import blame, checks, met, misses
+from insitu.engine import blame, checks, hot, met, misses
+from insitu.engine.interleave import Pass
 from insitu.engine.modes import (
     autocast_on,
     dispatches_on,
@@ -23,6 +24,7 @@ from insitu.engine.modes import (
 )
 from insitu.engine.order import OUTPUT
 from insitu.engine.running import active, find
+from insitu.engine.stopping import Lease
 from insitu.engine.switch import SwitchError
 
 _active = active.get
@@ -98,6 +100,14 @@ def write(node: Any, value: Any) -> None:
     frame = _getframe(2)
     written = node, "output", frame.f_code, frame.f_lasti, ""
     (blame.begin(run) if run.writes is None else run.writes).append(written)
+
+
+hot.bind(
+    read, write, blame.begin, Pass, Lease, Tensor, active, swap,
+    checks.missed, checks.in_another_thread, SwitchError, OUTPUT,
+)  # fmt: skip
+output = property(hot.in_c(read), doc=read.__doc__)
+write = hot.in_c(write)
 
 
 def require_to_come(run: Any, node: Any, site: str) -> None:

@@ -68,7 +68,7 @@ class WrappedModule:
 
     # Sites -----------------------------------------------------------------------------------
 
-    output = property(reading.read)
+    output = reading.output
 
     @property
     def input(self) -> Any:
