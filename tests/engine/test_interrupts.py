@@ -7,7 +7,7 @@ from untouched import state
 
 import insitu
 from insitu import NNsight
-from insitu.engine import arming
+from insitu.engine import placed
 from insitu.engine.interleave import Pass
 
 
@@ -35,7 +35,7 @@ def test_an_interrupt_while_forwards_are_put_back_puts_all_of_them_back(net, x, 
     net[0].forward = lambda x: given(x) * 2  # one of the instance's own, which is to be restored
     wanted, own = net(x), net[0].forward
     for _ in range(2):
-        monkeypatch.setattr(arming, "_restore", once(arming._restore, KeyboardInterrupt()))
+        monkeypatch.setattr(placed, "_restore", once(placed._restore, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             with model.trace(x):
                 model[0].output
