@@ -153,9 +153,12 @@ def test_it_says_what_a_read_is():
 
 def test_a_layer_that_is_not_called_this_time_is_told_at_the_line_that_asks(known, net, x):
     net.calls_second = False
-    with pytest.raises(insitu.NeverRanError, match="second did not run after line") as caught:
+    with pytest.raises(insitu.OutOfOrderError, match="second did not run after line") as caught:
         read_all(known, x)
     assert caught.traceback[-1].path == Path(__file__)
+    with pytest.raises(insitu.NeverRanError, match="second did not run in this pass"):
+        with known.trace(x):
+            known.second.output
     net.calls_second = True
     assert torch.equal(read_all(known, x)[2], net(x))
 

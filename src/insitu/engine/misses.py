@@ -124,15 +124,24 @@ def _never_ran(run: Explained, node: Node, kind: int, order: Order | None) -> Ne
     )
 
 
-def not_this_time(run: Explained, node: Node, kind: int) -> NeverRanError:
-    """A pass went to its end without a module that an earlier one had called."""
-    before = run.trail[:-1]
-    since = f"after line {line(before[-1])}" if before else "in this pass"
-    return NeverRanError(
-        f"{site(node, kind)} was asked for, but {node._path} did not run {since}.",
+def not_this_time(run: Explained, node: Node, kind: int) -> TraceError:
+    """A pass went to its end without a module that an earlier one had called there."""
+    why = (
         f"an earlier pass did call {type(node._module).__name__} {node._path} there; which modules "
-        "this model calls, or in which order, depends on its input or its state.",
-        "leave this read out where the model does not call it.",
+        "this model calls, or in which order, depends on its input or its state."
+    )
+    before = run.trail[:-1]
+    if not before:
+        return NeverRanError(
+            f"{site(node, kind)} was asked for, but {node._path} did not run in this pass.",
+            why,
+            "leave this read out where the model does not call it.",
+        )
+    last = line(before[-1])
+    return OutOfOrderError(
+        f"{site(node, kind)} was asked for, but {node._path} did not run after line {last}.",
+        why,
+        f"read it above line {last}, or leave it out where the model does not call it.",
     )
 
 
