@@ -133,6 +133,7 @@ def test_a_result_that_is_being_removed_is_not_counted_as_room_twice(tmp_path, m
         for _ in range(3):
             job = client.send(request(["size", 2 * MEGABYTE]))
             assert client.events(job)[-1][2]["phase"] == "COMPLETED"
+        until(lambda: len(held) == 2)
         until(lambda: quota._results.total() // MEGABYTE == 4)
         assert held == [4, 4]
 
