@@ -141,7 +141,7 @@ def test_what_it_is_bound_to_must_have_slots():
         near = 1
 
     with pytest.raises(TypeError, match=r"Other.*near is no slot"):
-        hot.compiled.bind(*[None] * 3, Other, *[None] * 8)
+        hot.compiled.bind(*[None] * 2, Other, *[None] * 8)
 
 
 def test_it_says_what_a_read_is():

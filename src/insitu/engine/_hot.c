@@ -1,7 +1,7 @@
 /* The hottest functions of the engine, which say in C what they say in Python elsewhere.
 
    read(node)               reading.read, where the block's own pass has armed the module ahead
-   write(node, value)       reading.write, where the pass stands at that module
+   setting(__setattr__)     the method, with reading.write where the pass stands at that module
    calling(AtOutput)        the class again, with arming.AtOutput's __call__ in C
    put_in(plain)            placed.put_in: the wrappers of a block that has run before
    take_out(placed, one)    placed.take_out: those wrappers again
@@ -71,7 +71,7 @@ static PyObject *words[WORDS];
 
 /* What Python gives us, once: see the end of reading.py. */
 static struct {
-    PyObject *read, *write, *begin_writes, *pass_type, *lease_type, *tensor_type, *active, *swap;
+    PyObject *read, *begin_writes, *pass_type, *lease_type, *tensor_type, *active, *swap;
     PyObject *missed, *in_another_thread, *switch_error, *output;
 } python;
 #define IS_A(object, which) Py_IS_TYPE(object, (PyTypeObject *)python.which)
@@ -255,50 +255,66 @@ fits(PyObject *value, PyObject *old)
     return fitting;
 }
 
-/* Note a write, by the caller of the `__setattr__` that runs. */
+/* Note a write, and the instruction of the block that makes it. */
 static int
 note_write(PyObject *run, PyObject *node)
 {
     PyObject *writes = Py_NewRef(OF(run, WRITES)), *nothing = NULL;
     if (writes == Py_None)
         Py_SETREF(writes, PyObject_CallOneArg(python.begin_writes, run));
-    PyFrameObject *setting = PyThreadState_GetFrame(PyThreadState_Get());
-    PyFrameObject *frame = setting == NULL ? NULL : PyFrame_GetBack(setting);
+    PyFrameObject *frame = PyThreadState_GetFrame(PyThreadState_Get());
     PyObject *note = noted(node, words[SITE], frame, words[EMPTY]);
     if (writes != NULL && note != NULL)
         nothing = PyObject_CallMethodOneArg(writes, words[APPEND], note);
     Py_XDECREF(note);
     Py_XDECREF(frame);
-    Py_XDECREF(setting);
     Py_XDECREF(writes);
     Py_XDECREF(nothing);
     return nothing == NULL ? -1 : 0;
 }
 
-static PyObject *
-write_output(PyObject *Py_UNUSED(self), PyObject *const *given, Py_ssize_t count)
+/* Whether the pass stands at a node's output and a value may stand for it; if so, it does. */
+static int
+write_output(PyObject *node, PyObject *value)
 {
-    PyObject *run = NULL, *near = NULL, *written = NULL;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "write(node, value)");
-        return NULL;
-    }
-    PyObject *node = given[0], *value = given[1];
+    PyObject *run = NULL, *near = NULL;
     if (PyContextVar_Get(python.active, NULL, &run) < 0)
-        return NULL;
+        return -1;
     if (run != NULL && IS_A(run, pass_type))
         near = PyDict_GetItemWithError(OF(run, NEAR), node);
-    int fitting = near != NULL && OF(run, AT_OUTPUT) == ITEM(near, 0);
-    if (fitting)
-        fitting = fits(value, OF(run, VALUE));
-    if (fitting > 0) {
+    int written = near != NULL && OF(run, AT_OUTPUT) == ITEM(near, 0);
+    if (written)
+        written = fits(value, OF(run, VALUE));
+    if (written > 0) {
         put(run, VALUE, value);
-        written = note_write(run, node) < 0 ? NULL : Py_NewRef(Py_None);
+        written = note_write(run, node) < 0 ? -1 : 1;
     }
-    else if (!PyErr_Occurred())
-        written = PyObject_CallFunctionObjArgs(python.write, node, value, NULL);
     Py_XDECREF(run);
-    return written;
+    return PyErr_Occurred() ? -1 : written;
+}
+
+static PyObject *
+set_attribute(PyObject *in_python, PyObject *const *given, Py_ssize_t count)
+{
+    int written = 0;
+    if (count == 3 && given[1] == words[SITE])
+        written = write_output(given[0], given[2]);
+    if (written < 0)
+        return NULL;
+    return written ? Py_NewRef(Py_None) : PyObject_Vectorcall(in_python, given, count, NULL);
+}
+
+static PyMethodDef setting_method = {
+    "__setattr__", (PyCFunction)(void (*)(void))set_attribute, METH_FASTCALL, NULL,
+};
+
+static PyObject *
+setting(PyObject *Py_UNUSED(self), PyObject *in_python)
+{
+    PyObject *function = PyCFunction_New(&setting_method, in_python);
+    PyObject *method = function == NULL ? NULL : PyInstanceMethod_New(function);
+    Py_XDECREF(function);
+    return method;
 }
 
 /* The model's side: `(lease, module, forward)` is called. */
@@ -453,9 +469,9 @@ bind(PyObject *Py_UNUSED(self), PyObject *all)
         return NULL;
     }
     for (int which = 0; which < SLOTS; which++)
-        if (find_slot(ITEM(all, 3), &found[which]) < 0)
+        if (find_slot(ITEM(all, 2), &found[which]) < 0)
             return NULL;
-    if (find_slot(ITEM(all, 4), &found_run) < 0)
+    if (find_slot(ITEM(all, 3), &found_run) < 0)
         return NULL;
     memcpy(slots, found, sizeof(found));
     lease_run = found_run;
@@ -467,8 +483,7 @@ bind(PyObject *Py_UNUSED(self), PyObject *all)
 
 static PyMethodDef functions[] = {
     {"read", read_output, METH_O, "What the module returned: see insitu.engine.reading."},
-    {"write", (PyCFunction)(void (*)(void))write_output, METH_FASTCALL,
-     "Have it return another value: see insitu.engine.reading."},
+    {"setting", setting, METH_O, "A `__setattr__` that writes an output here: see reading.write."},
     {"calling", calling, METH_O, "arming.AtOutput, called in C."},
     {"put_in", put_in, METH_O, "Put the wrappers in that were learned: see insitu.engine.placed."},
     {"take_out", take_out, METH_VARARGS, "Take wrappers out: see insitu.engine.placed."},

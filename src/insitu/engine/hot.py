@@ -49,6 +49,11 @@ def called_in_c(wrapper: Class) -> Class:
     return wrapper if compiled is None else compiled.calling(wrapper)
 
 
+def set_in_c(method: Function) -> Function:
+    """A node's `__setattr__`, which in C writes outputs itself."""
+    return method if compiled is None else compiled.setting(method)
+
+
 def bind(*known: Any) -> None:
     """Give the C what `read` and the calls refer to, in the order of `_hot.bind`."""
     if compiled is not None:

@@ -103,11 +103,10 @@ def write(node: Any, value: Any) -> None:
 
 
 hot.bind(
-    read, write, blame.begin, Pass, Lease, Tensor, active, swap,
+    read, blame.begin, Pass, Lease, Tensor, active, swap,
     checks.missed, checks.in_another_thread, SwitchError, OUTPUT,
 )  # fmt: skip
 output = property(hot.in_c(read), doc=read.__doc__)
-write = hot.in_c(write)
 
 
 def require_to_come(run: Any, node: Any, site: str) -> None:

@@ -11,7 +11,18 @@ from typing import Any
 
 from torch import nn
 
-from insitu.engine import attributes, blame, copying, met, names, paths, reading, replaced, views
+from insitu.engine import (
+    attributes,
+    blame,
+    copying,
+    hot,
+    met,
+    names,
+    paths,
+    reading,
+    replaced,
+    views,
+)
 from insitu.engine.attached import attached
 from insitu.engine.opening import opened
 from insitu.engine.repeated import stands_often
@@ -159,6 +170,7 @@ class WrappedModule:
             return getattr(self, name)
         raise self._unknown(name) from None
 
+    @hot.set_in_c
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "output":
             reading.write(self, value)
