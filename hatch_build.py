@@ -43,9 +43,7 @@ class Hook(BuildHookInterface):  # type: ignore[misc]
             return  # what they do between two looks at a pass is whole by that lock
         try:
             compiled = _compiled(root)
-        except BaseException as error:  # a SystemExit of setuptools' is one
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except (Exception, SystemExit) as error:  # setuptools says some things by an exit
             print(f"insitu: the engine stays in Python, without its C ({error})", file=sys.stderr)
             return
         build_data["artifacts"].append(str(compiled.relative_to(root)))

@@ -7,7 +7,8 @@
    take_out(placed, one)    placed.take_out: those wrappers again
 
    Whatever is not plainly the common case is handed to the Python before anything is done. Built by
-   hatch_build.py; hot.py decides whether it is used. */
+   hatch_build.py; hot.py decides whether it is used. Over 400 lines: an extension is one file, or its
+   parts need a header between them. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
