@@ -23,14 +23,7 @@ from torch import nn
 
 from insitu.engine import hot
 from insitu.engine.compiled import out_of_graphs, run_as_written
-from insitu.engine.modes import (
-    autocast_on,
-    dispatches_on,
-    functions_on,
-    grad_on,
-    inference_on,
-    swap,
-)
+from insitu.engine.modes import swap
 from insitu.engine.opaque import reached, refuse
 from insitu.engine.placed import Placed, lock, take_out, take_out_one
 from insitu.engine.stopping import OVER, Forward, Lease, Stopping
@@ -74,14 +67,7 @@ class AtOutput(Stopping):
         run.args = args
         run.kwargs = kwargs
         run.value = output
-        # The fast half of modes.swap, written out: this is the hottest line of the engine.
-        grad = grad_on()
-        if grad is run.block_modes and not (
-            inference_on() or autocast_on() or functions_on() or dispatches_on()
-        ):
-            run.model_modes = grad
-        else:
-            run.model_modes = swap(run.block_modes)
+        run.model_modes = swap(run.block_modes)
         run.to_block()  # a pass that is closed throws Exit here
         return run.value
 

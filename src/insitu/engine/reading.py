@@ -14,14 +14,7 @@ from torch import Tensor
 
 from insitu.engine import blame, checks, hot, met, misses
 from insitu.engine.interleave import Pass
-from insitu.engine.modes import (
-    autocast_on,
-    dispatches_on,
-    functions_on,
-    grad_on,
-    inference_on,
-    swap,
-)
+from insitu.engine.modes import swap
 from insitu.engine.order import OUTPUT
 from insitu.engine.running import active, find
 from insitu.engine.stopping import Lease
@@ -59,14 +52,7 @@ def read(node: Any) -> Any:
         frame = _getframe(1)
         run.trail.append((node, OUTPUT, frame.f_code, frame.f_lasti))
         run.want_output = module
-        # The fast half of modes.swap, written out, as in arming.
-        grad = grad_on()
-        if grad is run.model_modes and not (
-            inference_on() or autocast_on() or functions_on() or dispatches_on()
-        ):
-            run.block_modes = grad
-        else:
-            run.block_modes = swap(run.model_modes)
+        run.block_modes = swap(run.model_modes)
         run.to_model()
         if run.at_output is not module:
             raise checks.missed(run, node, OUTPUT)

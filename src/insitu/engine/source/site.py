@@ -14,14 +14,7 @@ from typing import Any, cast
 from torch import nn
 
 from insitu.engine.compiled import out_of_graphs
-from insitu.engine.modes import (
-    autocast_on,
-    dispatches_on,
-    functions_on,
-    grad_on,
-    inference_on,
-    swap,
-)
+from insitu.engine.modes import swap
 from insitu.engine.order import OUTPUT
 from insitu.engine.source.chain import Chain, follow
 from insitu.engine.source.kept import code_of
@@ -204,13 +197,7 @@ class Called(tuple[Site, int, Any]):
         run.args = args
         run.kwargs = kwargs
         run.value = output
-        grad = grad_on()
-        if grad is run.block_modes and not (
-            inference_on() or autocast_on() or functions_on() or dispatches_on()
-        ):
-            run.model_modes = grad
-        else:
-            run.model_modes = swap(run.block_modes)
+        run.model_modes = swap(run.block_modes)
         run.to_block()
         return run.value
 
