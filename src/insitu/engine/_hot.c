@@ -197,14 +197,19 @@ read_armed(PyObject *run, PyObject *node, PyObject *module, PyObject *place)
     return NULL;
 }
 
+/* The module and place of a node that the innermost pass has near; NULL also when that raised. */
+static PyObject *
+near_of(PyObject *node, PyObject **run)
+{
+    if (PyContextVar_Get(python.active, NULL, run) < 0 || *run == NULL || !IS_A(*run, pass_type))
+        return NULL;
+    return PyDict_GetItemWithError(OF(*run, NEAR), node);
+}
+
 static PyObject *
 read_output(PyObject *Py_UNUSED(self), PyObject *node)
 {
-    PyObject *run = NULL, *near = NULL, *value = NULL;
-    if (PyContextVar_Get(python.active, NULL, &run) < 0)
-        return NULL;
-    if (run != NULL && IS_A(run, pass_type))
-        near = PyDict_GetItemWithError(OF(run, NEAR), node);
+    PyObject *run = NULL, *near = near_of(node, &run), *value = NULL;
     if (near == NULL) {
         if (!PyErr_Occurred())
             value = PyObject_CallOneArg(python.read, node);
@@ -278,11 +283,7 @@ note_write(PyObject *run, PyObject *node)
 static int
 write_output(PyObject *node, PyObject *value)
 {
-    PyObject *run = NULL, *near = NULL;
-    if (PyContextVar_Get(python.active, NULL, &run) < 0)
-        return -1;
-    if (run != NULL && IS_A(run, pass_type))
-        near = PyDict_GetItemWithError(OF(run, NEAR), node);
+    PyObject *run = NULL, *near = near_of(node, &run);
     int written = near != NULL && OF(run, AT_OUTPUT) == ITEM(near, 0);
     if (written)
         written = fits(value, OF(run, VALUE));
