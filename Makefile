@@ -115,18 +115,18 @@ NPM := $(if $(shell command -v npm),npm --prefix labextension,@echo no npm here,
 
 INSTALL = $(PYTHON) -m venv $(1) && $(1)/bin/pip install --disable-pip-version-check -q -c constraints.txt
 
-# What an install makes: of these, what is written in other languages.
-BUILT := pyproject.toml constraints.txt hatch_build.py src/insitu/engine/_hot.c
+# An install is made again when one of these is newer.
+INSTALLED_FROM := pyproject.toml constraints.txt hatch_build.py src/insitu/engine/_hot.c
 
-$(VENV)/lab: $(BUILT)
+$(VENV)/lab: $(INSTALLED_FROM)
 	$(call INSTALL,$(VENV)) torch -e ".[lab]"
 	@touch $@
 
-$(VENV)/dev: $(BUILT)
+$(VENV)/dev: $(INSTALLED_FROM)
 	$(call INSTALL,$(VENV)) torch -e ".[lab,adapters,diffusion,serve,dev]"
 	@touch $@ $(VENV)/lab
 
-.venv-bench/done: $(BUILT)
+.venv-bench/done: $(INSTALLED_FROM)
 	$(call INSTALL,.venv-bench) torch -e ".[bench]"
 	@touch $@
 
